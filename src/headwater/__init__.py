@@ -1,0 +1,1 @@
+"""Headwater follows a model's prediction upstream."""

@@ -1,0 +1,198 @@
+"""Blocks: how parameters are laid out inside Headwater, and the per-example gradients of one block.
+
+A *block* is a set of parameters treated together. A matrix block has shape (groups, out, in): the weight of a linear-like layer,
+with the bias as a last input column where both are trained alike. Any other parameter is a block of its own shape.
+
+The gradient of a block is a list of *pieces*, one for each use of its parameters in the forward pass; the gradient is their sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**23  # numbers held at once when per-example gradients are formed
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its ``name``, the ``parameters`` in it, its ``shape``, and how they are laid out.
+
+    A matrix block (``matrix=True``) holds a weight viewed as (groups, out, in), transposed first where ``transpose``, and a bias
+    as the last column where it has two parameters. ``given``: the side that is the layer's input, the same for every function of
+    the outputs ("right" for a linear layer, "left" where the roles are swapped, "" where its uses disagree).
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    shape: tuple[int, ...]
+    matrix: bool = False
+    transpose: bool = False
+    given: str = "right"
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def pack(self, values: dict[str, Tensor], lead: int = 0) -> Tensor:
+        """Parameters, each with ``lead`` leading axes before its own, as one tensor (*leading, *shape)."""
+        weight = values[self.parameters[0]]
+        if not self.matrix:
+            return weight
+        leading, (groups, out, _) = weight.shape[:lead], self.shape
+        weight = (weight.mT if self.transpose else weight).reshape(*leading, groups, out, -1)
+        if len(self.parameters) == 1:
+            return weight
+        return torch.cat([weight, values[self.parameters[1]].reshape(*leading, groups, out, 1)], -1)
+
+    def unpack(self, v: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+        """The inverse of :meth:`pack`: ``v (lead, *shape)`` as parameters (lead, *own shape)."""
+        weight = self.parameters[0]
+        if not self.matrix:
+            return {weight: v.reshape(len(v), *shapes[weight])}
+        out: dict[str, Tensor] = {}
+        if len(self.parameters) == 2:
+            bias = self.parameters[1]
+            out[bias] = v[..., -1].reshape(len(v), *shapes[bias])
+            v = v[..., :-1]
+        if self.transpose:
+            v = v.reshape(len(v), *v.shape[-2:]).mT
+        out[weight] = v.reshape(len(v), *shapes[weight])
+        return out
+
+
+@dataclass(frozen=True)
+class Outer:
+    """``G_n = sum_s g_ns a_ns^T``: activations ``a`` (n, groups, shared, in) and output gradients ``g`` (n, groups, shared, out)."""
+
+    a: Tensor
+    g: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    @property
+    def numel(self) -> int:
+        return self.a.shape[1] * self.a.shape[-1] * self.g.shape[-1]
+
+    def part(self, rows: slice) -> Outer:
+        return Outer(self.a[rows], self.g[rows])
+
+    def dense(self) -> Tensor:
+        if self.a.shape[2] == 1:  # an outer product: cheaper than a batched product of rank one
+            return self.g.mT * self.a
+        return self.g.mT @ self.a
+
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> Outer:
+        """The piece of ``left^T G right``: rotating the factors is far cheaper than rotating their product."""
+        return Outer(self.a if right is None else self.a @ right, self.g if left is None else self.g @ left)
+
+    def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
+        """``sum g g^T`` (groups, out, out) and ``sum a a^T`` (groups, in, in) over examples and positions."""
+        flat_a, flat_g = (t.transpose(0, 1).flatten(1, 2) for t in (self.a, self.g))
+        return (flat_g.mT @ flat_g if want_left else None), (flat_a.mT @ flat_a if want_right else None)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An embedding's gradient: row ``index_ns`` of (entries, width) receives ``a_ns``. index (n, shared), a (n, shared, width)."""
+
+    index: Tensor
+    a: Tensor
+    entries: int
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    @property
+    def numel(self) -> int:
+        return self.entries * self.a.shape[-1]
+
+    def part(self, rows: slice) -> Lookup:
+        return Lookup(self.index[rows], self.a[rows], self.entries)
+
+    def dense(self) -> Tensor:
+        out = self.a.new_zeros(len(self), 1, self.entries, self.a.shape[-1])
+        return out.scatter_add_(2, self.index[:, None, :, None].expand(-1, 1, -1, self.a.shape[-1]), self.a.unsqueeze(1))
+
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> Lookup:
+        assert left is None, "an embedding's rows are never rotated"
+        return self if right is None else Lookup(self.index, self.a @ right[0], self.entries)
+
+    def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
+        flat = self.a.flatten(0, 1)
+        return None, ((flat.mT @ flat).unsqueeze(0) if want_right else None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Per-example gradients held as they are, (n, *shape)."""
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def numel(self) -> int:
+        return self.values[0].numel() if len(self) else 1
+
+    def part(self, rows: slice) -> Rows:
+        return Rows(self.values[rows])
+
+    def dense(self) -> Tensor:
+        return self.values
+
+
+Piece = Outer | Lookup | Rows
+
+
+@dataclass(frozen=True)
+class BlockGradient:
+    """Per-example gradients (n, *shape) of one block, as the sum of its pieces; never formed whole unless asked."""
+
+    pieces: tuple[Piece, ...]
+
+    def __len__(self) -> int:
+        return len(self.pieces[0])
+
+    def parts(self) -> list[slice]:
+        """Slices of examples small enough that :meth:`dense` of each holds at most CHUNK numbers."""
+        step = max(1, CHUNK // max(1, max(piece.numel for piece in self.pieces)))
+        return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
+
+    def dense(self, rows: slice = slice(None)) -> Tensor:
+        """Gradients (n, *shape) of the examples in ``rows``."""
+        total = self.pieces[0].part(rows).dense()
+        for piece in self.pieces[1:]:
+            total = total + piece.part(rows).dense()
+        return total
+
+    def dot(self, queries: Tensor) -> Tensor:
+        """Inner products (queries, n) with dense ``queries`` (queries, *shape)."""
+        flat = queries.flatten(1)
+        return torch.cat([flat @ self.dense(rows).flatten(1).to(flat.dtype).mT for rows in self.parts()], 1)
+
+    def paired(self, queries: Tensor) -> Tensor:
+        """Inner products (n,) of example i's gradient with query i."""
+        parts = [(queries[rows].flatten(1) * self.dense(rows).flatten(1).to(queries.dtype)).sum(1) for rows in self.parts()]
+        return torch.cat(parts)
+
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> BlockGradient:
+        return BlockGradient(tuple(piece.rotated(left, right) for piece in self.pieces))  # type: ignore[union-attr]
+
+    def squares(self) -> Tensor:
+        """``sum_n G_n^2`` elementwise, (*shape): one matrix product where every example has a single position."""
+        only = self.pieces[0]
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
+            return torch.einsum("ngo,ngi->goi", only.g.squeeze(2).square(), only.a.squeeze(2).square())
+        return sum(self.dense(rows).square().sum(0) for rows in self.parts())  # type: ignore[return-value]
+
+    def square_norms(self) -> Tensor:
+        """``|G_n|^2``, (n,)."""
+        only = self.pieces[0]
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
+            return (only.g.square().sum(-1) * only.a.square().sum(-1)).flatten(1).sum(1)
+        return torch.cat([self.dense(rows).square().flatten(1).sum(1) for rows in self.parts()])

@@ -1,0 +1,190 @@
+"""Symmetric matrices known by what they do: their spectrum, and any function of it applied to vectors. Knows torch only.
+
+An operator acts on vectors of one block's shape, batched along the first axis: ``(queries, *shape) -> (queries, *shape)``.
+``operator.map(f)`` is ``f(H)``: the same eigenvectors, ``f`` applied to each eigenvalue. What an optimizer does with curvature
+is :meth:`Operator.flow`: the curvature seen through a diagonal preconditioner and a weight decay.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from headwater.errors import NotFinite
+
+Response = Callable[[Tensor], Tensor]
+Apply = Callable[[Tensor], Tensor]
+
+
+class Operator(ABC):
+    """A symmetric positive semi-definite matrix on one block. Law: ``op.map(f)(v) == V f(S) V^T v`` for ``op = V S V^T``.
+
+    ``spectrum`` may have any shape; eigenvalues that came out negative count as zero (an exponential of them would grow).
+    """
+
+    spectrum: Tensor
+
+    @abstractmethod
+    def rotate(self, v: Tensor) -> Tensor:
+        """Coordinates of ``v (queries, *shape)`` in the eigenbasis, ``(queries, *spectrum.shape)``."""
+
+    @abstractmethod
+    def restore(self, v: Tensor) -> Tensor:
+        """Back from the eigenbasis: the transpose of :meth:`rotate`."""
+
+    @abstractmethod
+    def precision_in_basis(self, precision: Tensor) -> Tensor:
+        """The diagonal of ``V^T diag(precision) V``, shaped as the spectrum."""
+
+    def with_spectrum(self, spectrum: Tensor) -> Operator:
+        return replace(self, spectrum=spectrum)  # type: ignore[type-var]
+
+    def map(self, f: Response) -> Operator:
+        """``f(H)``: the same eigenvectors with ``f`` applied to the eigenvalues."""
+        return self.with_spectrum(f(self.spectrum.clamp_min(0)))
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.restore(self.rotate(v) * self.spectrum.to(v.dtype))
+
+    __matmul__ = __call__
+
+    def flow(self, gain: Tensor | float = 1.0, decay: float = 0.0, decoupled: float = 0.0) -> Flow:
+        """The matrix that training contracts by: ``P^1/2 (H + decay) P^1/2 + decoupled`` with ``P = diag(gain)``.
+
+        A gain that is not constant over the block is brought into the eigenbasis as the harmonic projection
+        ``1 / diag(V^T P^-1 V)`` (exact when it commutes with H; the approximation for Adam, see :class:`headwater.Source`).
+        """
+        p = 1.0 / self.precision_in_basis(1.0 / gain) if isinstance(gain, Tensor) else torch.full_like(self.spectrum, gain)
+        matrix = self.with_spectrum(p * (self.spectrum.clamp_min(0) + decay) + decoupled)
+        return Flow(matrix, p)
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """The matrix itself, (size, size); for tests and small blocks."""
+        eye = torch.eye(torch.Size(shape).numel(), dtype=self.spectrum.dtype).reshape(-1, *shape)
+        return self(eye).reshape(len(eye), -1)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Curvature as one optimizer experiences it in one segment: spectral functions of ``matrix``, with the preconditioner's
+    ``gain`` in the same basis. ``respond(phi) = gain * phi(matrix)``; ``carry(psi) = psi(matrix)``, acting on the query."""
+
+    matrix: Operator
+    gain: Tensor
+
+    def respond(self, phi: Response) -> Apply:
+        return self.matrix.with_spectrum(self.gain * phi(self.matrix.spectrum.clamp_min(0)))
+
+    def carry(self, psi: Response) -> Apply:
+        return self.matrix.map(psi)
+
+
+@dataclass(frozen=True)
+class ScaledFlow:
+    """As :class:`Flow`, exactly, for a matrix whose basis is that of ``P^1/2 H P^1/2`` itself; ``root = P^1/2``."""
+
+    matrix: Operator
+    root: Tensor
+
+    def respond(self, phi: Response) -> Apply:
+        inner = self.matrix.map(phi)
+        return lambda v: inner(v * self.root) * self.root
+
+    def carry(self, psi: Response) -> Apply:
+        inner = self.matrix.map(psi)
+        held = self.root == 0  # a parameter that does not move carries its query unchanged
+        return lambda v: torch.where(held, v, inner(v * self.root) / torch.where(held, 1.0, self.root))
+
+
+def _turn(v: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """``left^T v right`` over the last two axes; None stands for the identity."""
+    v = v if left is None else left.to(v.dtype).mT @ v
+    return v if right is None else v @ right.to(v.dtype)
+
+
+@dataclass(frozen=True)
+class Kronecker(Operator):
+    """Eigenvectors ``left ⊗ right`` on matrices (groups, out, in), eigenvalues ``spectrum`` (groups, out, in) of any size.
+
+    ``left`` (groups, out, out) and ``right`` (groups, in, in) hold eigenvectors in columns; None is the identity.
+    With row-major flattening the matrix is ``(left ⊗ right) diag(spectrum) (left ⊗ right)^T``.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    spectrum: Tensor
+
+    def rotate(self, v: Tensor) -> Tensor:
+        return _turn(v, self.left, self.right)
+
+    def restore(self, v: Tensor) -> Tensor:
+        return _turn(v, None if self.left is None else self.left.mT, None if self.right is None else self.right.mT)
+
+    def precision_in_basis(self, precision: Tensor) -> Tensor:
+        squares = [None if side is None else side.square() for side in (self.left, self.right)]
+        return _turn(precision.to(self.spectrum), *squares)
+
+
+@dataclass(frozen=True)
+class Dense(Operator):
+    """Eigenvectors in the columns of ``basis`` (size, size), acting on vectors flattened to ``size``."""
+
+    basis: Tensor
+    spectrum: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Dense:
+        """The operator of a symmetric matrix, decomposed in float64."""
+        spectrum, basis = eigh(matrix)
+        return cls(basis, spectrum)
+
+    def rotate(self, v: Tensor) -> Tensor:
+        return v.reshape(len(v), -1) @ self.basis.to(v.dtype)
+
+    def restore(self, v: Tensor) -> Tensor:
+        return v @ self.basis.to(v.dtype).mT
+
+    def precision_in_basis(self, precision: Tensor) -> Tensor:
+        return self.basis.square().mT @ precision.reshape(-1).to(self.basis)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return super().__call__(v).reshape(v.shape)
+
+    def flow(self, gain: Tensor | float = 1.0, decay: Tensor | float = 0.0, decoupled: Tensor | float = 0.0) -> Flow | ScaledFlow:  # type: ignore[override]
+        """As :meth:`Operator.flow`, exactly: a gain or a decay that varies over the block is folded in before a new decomposition."""
+        if not any(isinstance(x, Tensor) for x in (gain, decay, decoupled)):
+            return super().flow(gain, decay, decoupled)  # type: ignore[arg-type]
+        diagonal = [torch.as_tensor(x, dtype=self.basis.dtype, device=self.basis.device).reshape(-1).expand(len(self.basis)) for x in (gain, decay, decoupled)]
+        root = diagonal[0].sqrt()
+        curvature = (self.basis * self.spectrum.clamp_min(0)) @ self.basis.mT + torch.diag(diagonal[1])
+        return ScaledFlow(Dense.of(root[:, None] * curvature * root + torch.diag(diagonal[2])), root)
+
+
+@dataclass(frozen=True)
+class Diagonal(Operator):
+    """A diagonal matrix: ``spectrum`` has the block's own shape."""
+
+    spectrum: Tensor
+
+    def rotate(self, v: Tensor) -> Tensor:
+        return v
+
+    def restore(self, v: Tensor) -> Tensor:
+        return v
+
+    def precision_in_basis(self, precision: Tensor) -> Tensor:
+        return precision.to(self.spectrum)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (ascending) and eigenvectors in columns of symmetric matrices (..., n, n), computed in float64 and returned in
+    the matrix's dtype. Raises NotFinite for NaN or infinity."""
+    if not torch.isfinite(matrix).all():
+        raise NotFinite("a curvature matrix with NaN or infinite entries", "finite gradients", "look for a diverged checkpoint or a loss that overflows")
+    symmetric = ((matrix + matrix.mT) / 2).double()
+    spectrum, basis = torch.linalg.eigh(symmetric)
+    return spectrum.to(matrix.dtype), basis.to(matrix.dtype)
