@@ -58,9 +58,10 @@ class Operator(ABC):
         A gain that is not constant over the block is brought into the eigenbasis as the harmonic projection
         ``1 / diag(V^T P^-1 V)`` (exact when it commutes with H; the approximation for Adam, see :class:`headwater.Source`).
         """
-        p = 1.0 / self.precision_in_basis(1.0 / gain) if isinstance(gain, Tensor) else torch.full_like(self.spectrum, gain)
+        uniform = not isinstance(gain, Tensor)
+        p = torch.full_like(self.spectrum, gain) if uniform else 1.0 / self.precision_in_basis(1.0 / gain)  # type: ignore[arg-type]
         matrix = self.with_spectrum(p * (self.spectrum.clamp_min(0) + decay) + decoupled)
-        return Flow(matrix, p)
+        return Flow(matrix, p, gain * decay + decoupled if uniform else None)
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The matrix itself, (size, size); for tests and small blocks."""
@@ -75,9 +76,23 @@ class Flow:
 
     matrix: Operator
     gain: Tensor
+    floor: float | None = None
+    """The matrix's eigenvalue where H's is zero, when it is the same everywhere."""
 
     def respond(self, phi: Response) -> Apply:
         return self.matrix.with_spectrum(self.gain * phi(self.matrix.spectrum.clamp_min(0)))
+
+    def split(self, phi: Response, tolerance: float) -> Split | None:
+        """The response as a constant plus few eigenpairs (see :class:`Split`); None where that would save nothing."""
+        if self.floor is None:
+            return None
+        floor = self.matrix.spectrum.new_tensor([self.floor])
+        constant = float(self.gain.flatten()[0] * phi(floor))
+        if isinstance(self.matrix, Diagonal) and self.matrix.spectrum.ndim == 0:  # no curvature at all
+            return Split(constant, None, None, torch.zeros(2, 0, dtype=torch.long), floor[:0])
+        if not isinstance(self.matrix, Kronecker):
+            return None
+        return Split.of(self.matrix, self.gain * phi(self.matrix.spectrum), constant, self.floor, tolerance)
 
     def carry(self, psi: Response) -> Apply:
         return self.matrix.map(psi)
@@ -127,6 +142,45 @@ class Kronecker(Operator):
     def precision_in_basis(self, precision: Tensor) -> Tensor:
         squares = [None if side is None else side.square() for side in (self.left, self.right)]
         return _turn(precision.to(self.spectrum), *squares)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A response as a constant plus what exceeds it on the few eigenpairs that matter: ``phi(H) ~ constant + V_k diag(excess) V_k^T``.
+
+    Most eigenvalues of a trained network's curvature are so small that a response takes its value at zero there, and a constant
+    times the identity costs an inner product of factors instead of a rotation. ``pairs`` (2, k): the rows of ``left`` and ``right``
+    columns (out, in) kept; ``excess`` (k,). Pairs are kept until what is left out is below ``tolerance`` of the whole, in root
+    mean square, for vectors whose second moments are the eigenvalues (gradients under their own curvature).
+    """
+
+    constant: float
+    left: Tensor | None
+    right: Tensor | None
+    pairs: Tensor
+    excess: Tensor
+
+    @classmethod
+    def of(cls, matrix: Kronecker, values: Tensor, constant: float, floor: float, tolerance: float) -> Split | None:
+        if len(values) != 1 or tolerance <= 0:
+            return None
+        weight = (matrix.spectrum[0].double() - floor).clamp_min(0)
+        values = values[0].double()
+        lost = ((values - constant) * weight).square().flatten()
+        order = lost.argsort()
+        allowed = tolerance**2 * (values * weight).square().sum()
+        kept = order[int((lost[order].cumsum(0) <= allowed).sum()) :]
+        if len(kept) > lost.numel() // 8:
+            return None
+        pairs = torch.stack([kept // weight.shape[1], kept % weight.shape[1]])
+        sides = [None if side is None else side[0] for side in (matrix.left, matrix.right)]
+        return cls(constant, sides[0], sides[1], pairs, (values - constant).flatten()[kept].to(matrix.spectrum.dtype))
+
+    def coordinates(self, out: Tensor, inner: Tensor) -> Tensor:
+        """Coordinates (k, n) of outer products ``out_n inner_n^T`` at the kept pairs; out (n, out), inner (n, in)."""
+        rotated_out = out.mT.contiguous() if self.left is None else self.left.mT @ out.mT
+        rotated_in = inner.mT.contiguous() if self.right is None else self.right.mT @ inner.mT
+        return rotated_out.index_select(0, self.pairs[0]).mul_(rotated_in.index_select(0, self.pairs[1]))
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,9 @@ class BlockGradient:
 
     def dot(self, queries: Tensor) -> Tensor:
         """Inner products (queries, n) with dense ``queries`` (queries, *shape)."""
+        only = self.pieces[0]
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[1] == only.a.shape[2] == 1:
+            return _rank_one_dot(queries[:, 0], only.g[:, 0, 0], only.a[:, 0, 0])
         flat = queries.flatten(1)
         return torch.cat([flat @ self.dense(rows).flatten(1).to(flat.dtype).mT for rows in self.parts()], 1)
 
@@ -196,3 +199,10 @@ class BlockGradient:
         if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
             return (only.g.square().sum(-1) * only.a.square().sum(-1)).flatten(1).sum(1)
         return torch.cat([self.dense(rows).square().flatten(1).sum(1) for rows in self.parts()])
+
+
+def _rank_one_dot(queries: Tensor, g: Tensor, a: Tensor) -> Tensor:
+    """``g_n^T Q a_n`` for every query Q (queries, out, in), as (queries, n), without forming any outer product."""
+    step = max(1, CHUNK // (g.shape[1] * max(1, len(g))))
+    parts = [((queries[i : i + step] @ a.to(queries.dtype).mT) * g.to(queries.dtype).mT).sum(1) for i in range(0, len(queries), step)]
+    return torch.cat(parts)

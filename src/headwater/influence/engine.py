@@ -1,0 +1,177 @@
+"""A run made ready for scoring: weights by checkpoint, per-example gradients, and curvature as the optimizer met it, each built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.capture import Capture
+from headwater.curvature import Blockwise, Curvature, Point, Setting
+from headwater.curvature.estimate import VectorFlow
+from headwater.errors import NotFinite
+from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
+from headwater.linalg import Diagonal
+from headwater.store import content_hash
+from headwater.tasks.batches import to
+from headwater.training import Run
+
+CACHE = 2**30  # bytes of checkpoints kept in memory
+
+
+@dataclass
+class Engine:
+    """See the module's docstring. ``advance(n)`` is called as examples are processed; ``say`` with one line before long work."""
+
+    run: Run
+    model: nn.Module
+    capture: Capture
+    batch_size: int
+    advance: Callable[[int], None] = lambda n: None
+    _states: dict[Weights, dict[str, Tensor]] = field(default_factory=dict)
+    _curvatures: dict[Fit, Curvature] = field(default_factory=dict)
+    _flows: dict[tuple[Fit | None, Pace | None, int], VectorFlow] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run, batch_size: int | None) -> Engine:
+        """Build the model, load the final weights, and prove per-example gradients on each stage's first two examples."""
+        model = run.model()
+        run.load(model, run.checkpoints[-1])
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        trained = tuple(n for n in names if any(n in stage.trainable for stage in run.stages))
+        group = {n: tuple(_group(stage, n) for stage in run.stages) for n in trained}
+        capture = None
+        for stage in run.stages:
+            probe = to(stage.data.batch(range(min(2, len(stage.data)))), run.device)
+            if capture is None:
+                capture = Capture(model, stage.task.loss, probe, trained, group_of=group.__getitem__)
+            else:
+                capture.prove(stage.task.loss, probe)
+        assert capture is not None
+        return cls(run, model, capture, batch_size or _batch_size(capture))
+
+    def load(self, weights: Weights) -> None:
+        """Put the (mean) weights of these steps into the model."""
+        if weights not in self._states:
+            state = _mean_state([self.run.weights(step) for step in weights])
+            bad = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+            if bad:
+                raise NotFinite(f"NaN or infinite values in {bad[0]!r} at step {weights[-1]}", "finite weights", "trace the run up to an earlier checkpoint: training diverged")
+            held = sum(t.numel() * t.element_size() for s in self._states.values() for t in s.values())
+            if held > CACHE:
+                self._states.clear()
+            self._states[weights] = {n: t.to(self.run.device) for n, t in state.items()}
+        self.model.load_state_dict(self._states[weights], strict=False)
+
+    def curvature(self, fit: Fit) -> Curvature:
+        """The estimate, from memory, from the run's store (keyed by weights, data and settings), or made now and stored."""
+        if fit in self._curvatures:
+            return self._curvatures[fit]
+        store, name = self.run.store, "factors/" + self._key(fit)
+        if store.has(name):
+            tensors = {k: t.to(self.run.device) for k, t in store.read(name).items()}
+            self._curvatures[fit] = fit.estimate.rebuild(tensors, self.capture)
+            self.advance(self.cost(fit))
+        else:
+            points = [self._point(stage, weights) for stage, weights in fit.at]
+            setting = Setting(self.capture, self.batch_size, self.run.device, self.advance)
+            self._curvatures[fit] = fit.estimate.fit(points, setting)
+            store.write(name, {k: t.detach().cpu().contiguous() for k, t in fit.estimate.tensors(self._curvatures[fit]).items()}, {"estimate": repr(fit.estimate)})
+        return self._curvatures[fit]
+
+    def cost(self, fit: Fit) -> int:
+        """Examples that pass through the model to make a curvature."""
+        limit = getattr(fit.estimate, "examples", None)
+        return fit.estimate.passes * sum(min(limit or self.run.stages[stage].size, self.run.stages[stage].size) for stage, _ in fit.at)
+
+    def _point(self, stage: int, weights: Weights) -> Point:
+        record = self.run.stages[stage]
+        return Point(lambda: self.load(weights), record.data, record.task, f"{stage}@{weights}")
+
+    def _key(self, fit: Fit) -> str:
+        at = [[stage, [self.run.weights_hash(step) for step in weights]] for stage, weights in fit.at]
+        data = [[s.fingerprint, s.task.describe()] for s in self.run.stages]
+        layout = [[n, list(b.shape), list(b.parameters)] for n, b in self.capture.blocks.items()]
+        return content_hash("factors-1", at, data, layout, repr(fit.estimate), type(fit.estimate).__module__)
+
+    def flow(self, row: Row) -> VectorFlow:
+        """A row's curvature as the optimizer of its stage met it: preconditioned, with weight decay."""
+        key = (row.curvature, row.pace, row.stage)
+        if key not in self._flows:
+            if row.curvature is None:
+                zero = torch.zeros((), device=self.run.device)
+                curvature: Curvature = Blockwise({name: Diagonal(zero) for name in self.capture.blocks})
+            else:
+                curvature = self.curvature(row.curvature)
+            decay, decoupled = self._decays(row)
+            self._flows[key] = curvature.flow(self._gains(row.pace), decay, decoupled)
+        return self._flows[key]
+
+    def _share(self, pace: Pace | None) -> dict[str, float]:
+        """Each block's summed learning rate relative to the largest: 1 everywhere for one learning rate, 0 where nothing moved."""
+        if pace is None:
+            return dict.fromkeys(self.capture.blocks, 1.0)
+        rates, total = self.run.rates(pace.start, pace.stop), total_rate(self.run, pace)
+        return {name: rates.get(block.parameters[0], 0.0) / total for name, block in self.capture.blocks.items()}
+
+    def _gains(self, pace: Pace | None) -> dict[str, Tensor | float]:
+        gains: dict[str, Tensor | float] = dict(self._share(pace))
+        if pace is None or not pace.moments:
+            return gains
+        stage = next(s for s in self.run.stages if s.start < pace.moments[-1] <= s.stop)
+        moments = [self.run.second_moments(step) for step in pace.moments]
+        shapes = {n: p.shape for n, p in self.model.named_parameters(remove_duplicate=False)}
+        for name, block in self.capture.blocks.items():
+            if gains[name]:
+                inverse = {n: _preconditioner(n, moments, shapes[n], _epsilon(stage, n)).to(self.run.device) for n in block.parameters}
+                gains[name] = float(gains[name]) * block.pack(inverse)  # type: ignore[arg-type]
+        return gains
+
+    def _decays(self, row: Row) -> tuple[dict[str, float], dict[str, float]]:
+        """Weight decay of each block: as part of the objective's Hessian, and decoupled (AdamW, in units of the row's time)."""
+        decay, decoupled = dict.fromkeys(self.capture.blocks, 0.0), dict.fromkeys(self.capture.blocks, 0.0)
+        if row.curvature is None:
+            return decay, decoupled
+        stage, share = self.run.stages[row.stage], self._share(row.pace)
+        for name, block in self.capture.blocks.items():
+            group = stage.optimizer.group_of(block.parameters[0]) if block.parameters[0] in stage.trainable else None
+            if group is not None and group.decoupled:
+                decoupled[name] = group.weight_decay * share[name] if row.pace is not None and row.pace.moments else 0.0
+            elif group is not None:
+                decay[name] = group.weight_decay
+        return decay, decoupled
+
+
+def _group(stage: Any, name: str) -> tuple[Any, ...]:
+    """What must agree for two parameters to share a block: the optimizer group, or not being trained."""
+    if name not in stage.trainable:
+        return (None,)
+    return (stage.optimizer.groups.index(stage.optimizer.group_of(name)),)
+
+
+def _epsilon(stage: Any, name: str) -> float:
+    return float(stage.optimizer.group_of(name).eps)
+
+
+def _preconditioner(name: str, moments: list[dict[str, Tensor]], shape: torch.Size, eps: float) -> Tensor:
+    """Adam's ``1 / (sqrt(v) + eps)`` with v averaged over checkpoints; a parameter without moments never moved: 0."""
+    found = [m[name] for m in moments if name in m]
+    if not found:
+        return torch.zeros(shape)
+    return 1.0 / (torch.stack([v.double() for v in found]).mean(0).sqrt() + eps).to(found[0].dtype)
+
+
+def _mean_state(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of weights (and running statistics); whole numbers are taken from the last."""
+    if len(states) == 1:
+        return states[0]
+    last = states[-1]
+    return {n: torch.stack([s[n] for s in states]).mean(0) if t.is_floating_point() else t for n, t in last.items()}
+
+
+def _batch_size(capture: Capture) -> int:
+    """So many examples that activations and per-example gradients stay near a quarter gigabyte, at most 512."""
+    return int(max(1, min(512, 2**28 // max(1, capture.bytes_per_example))))

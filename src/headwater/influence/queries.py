@@ -1,0 +1,97 @@
+"""Queries: which predictions a question is about, and how their gradients make one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from headwater.errors import HeadwaterError, InputError, QueryError
+from headwater.tasks import Examples, Measure, Task
+from headwater.tasks.batches import leaves, take
+from headwater.tasks.task import per_example
+
+
+@dataclass(frozen=True)
+class Query:
+    """A named set of examples asked about together: its measurement is the sum of theirs, its scores one row.
+
+    >>> import torch
+    >>> Query("the threes", (torch.zeros(5, 784), torch.full((5,), 3))).name
+    'the threes'
+    """
+
+    name: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, ready to be streamed: example i of ``examples`` counts in row ``row[i]``; ``names`` where the rows have them."""
+
+    examples: tuple[Examples, ...]
+    rows: tuple[np.ndarray, ...]
+    names: tuple[str, ...] | None
+    measure: Measure
+
+    @property
+    def count(self) -> int:
+        return len(self.names) if self.names is not None else len(self.rows[0])
+
+
+def ask(queries: Any, task: Task, measure: Measure | None) -> Asked:
+    """Turn what a user passed as ``queries`` (a dataset, a batch, a Query or several) into rows."""
+    named = [queries] if isinstance(queries, Query) else queries
+    if isinstance(named, list | tuple) and named and all(isinstance(q, Query) for q in named):
+        examples = tuple(_examples(q.data, task) for q in named)
+        rows = tuple(np.full(len(e), k) for k, e in enumerate(examples))
+        return Asked(examples, rows, tuple(q.name for q in named), measure or task.measure)
+    examples = (_examples(queries, task),)
+    return Asked(examples, (np.arange(len(examples[0])),), None, measure or task.measure)
+
+
+def _examples(data: Any, task: Task) -> Examples:
+    examples = data if isinstance(data, Examples) else Examples(data, task.collate)
+    if len(examples) == 0:
+        raise QueryError("no queries", "at least one example to ask about", "pass a batch or a dataset of the examples whose predictions you ask about")
+    return examples
+
+
+def check(asked: Asked, model: nn.Module, train: Examples, device: Any) -> None:
+    """Measure the first query of each set, and say clearly when the model cannot take it."""
+    from headwater.tasks.batches import to
+
+    for examples in asked.examples:
+        first = to(examples.batch(range(1)), device)
+        try:
+            per_example(asked.measure(model, first), first, "measure")
+        except HeadwaterError:
+            raise
+        except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            expected = _shapes(take(train.batch(range(1)), 0))
+            raise QueryError(
+                f"a query with tensors of shapes {_shapes(take(first, 0))}, at which the measure fails: {type(error).__name__}: {error}",
+                f"queries like the training examples, whose tensors have shapes {expected} (one example)",
+                "pass queries in the training examples' layout, with a leading axis of examples, or a measure= that takes them",
+            ) from error
+
+
+def _shapes(example: Any) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in leaves(example)]
+
+
+def methods_of(method: Any, kind: type) -> tuple[list[Any], bool]:
+    """The single methods in what was passed as ``method``, and whether a list is the answer's shape."""
+    given = list(method) if isinstance(method, Sequence) else [method]
+    out: list[Any] = []
+    for item in given:
+        if not isinstance(item, kind):
+            raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", "construct it: hw.Source()")
+        out += item.sweep() if isinstance(getattr(item, "damping", None), tuple) else [item]
+    if not out:
+        raise InputError("an empty list of methods", "at least one method", "hw.trace(run, queries, method=hw.Source())")
+    many = isinstance(method, Sequence) or len(out) > 1 or isinstance(getattr(method, "damping", None), tuple)
+    return out, many

@@ -1,0 +1,178 @@
+"""The one loop over a method's rows: query side once, training gradients streamed, scores accumulated.
+
+For each pass (a stage's examples at one set of weights) every row that uses it contributes
+
+    score[q, m] -= < phi(H) u_q, grad loss(m) > / (N * checkpoints of the row)
+
+where u is the query gradient at the final weights, carried back through later rows by psi. The minus sign (training descends the
+loss) and the 1/N stand here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.capture import Gradients
+from headwater.capture.stream import stream
+from headwater.errors import NotFinite
+from headwater.influence.engine import Engine
+from headwater.influence.methods import Row, Table, Weights
+from headwater.influence.queries import Asked
+from headwater.influence.vectors import Queries, dots_of, lengths_of, respond, unwrap, vectors_of, wrap
+from headwater.tasks.batches import Batch
+
+Pass = tuple[int, Weights]
+"""A stage and the weights at which its examples' gradients are taken."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One row's part in one pass: which method and row, and the factor ``1 / (N * checkpoints)``."""
+
+    method: int
+    index: int
+    row: Row
+    factor: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A use ready to be compared with training gradients: its query side ``psi`` and (for cosines) the queries' norms."""
+
+    use: Use
+    vectors: Queries
+    norms: Tensor | None
+
+
+def passes(tables: list[Table], engine: Engine) -> dict[Pass, list[Use]]:
+    """Every pass that the tables need, latest weights first, with the rows that share it."""
+    found: dict[Pass, list[Use]] = {}
+    for m, table in enumerate(tables):
+        for r, row in enumerate(table.rows):
+            count = row.examples or engine.run.stages[row.stage].size
+            for weights in row.at:
+                found.setdefault((row.stage, weights), []).append(Use(m, r, row, 1.0 / (count * len(row.at))))
+    return dict(sorted(found.items(), key=lambda item: (-max(item[0][1]), -item[0][0])))
+
+
+def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice) -> Queries:
+    """Gradients of the measurement at ``weights`` for the asked-for rows in ``rows``: {block: (queries, *shape)}."""
+    engine.load(weights)
+    start, stop = rows.start, rows.stop
+    one_each = asked.names is None
+    out: Queries = {}
+    for examples, row_of in zip(asked.examples, asked.rows, strict=True):
+        ids = np.flatnonzero((row_of >= start) & (row_of < stop))
+
+        def process(batch: Batch, _: np.ndarray) -> Vectors:
+            gradients = engine.capture.gradients(asked.measure, batch)
+            return {name: vectors_of(gradient, factored=one_each) for name, gradient in gradients.items()}
+
+        size = max(1, min(engine.batch_size, 2**26 // max(1, sum(b.size for b in engine.capture.blocks.values()))))
+        for part, vectors in stream(examples, ids, process, batch_size=size, device=engine.run.device):
+            target = torch.as_tensor(row_of[part] - start, device=engine.run.device)
+            for name, v in vectors.items():
+                out[name] = v.placed(target, stop - start, out.get(name))
+    _require_finite(out, "the measure", weights)
+    return out
+
+
+def _require_finite(vectors: Queries, what: str, weights: Weights) -> None:
+    for name, v in vectors.items():
+        if not v.finite():
+            raise NotFinite(
+                f"gradients of {what} with NaN or infinite values in {name!r} at step {weights[-1]}",
+                "finite gradients",
+                "look for log(0), a division by zero or an overflow in it; hw.tasks.log_odds is a stable log-odds",
+            )
+
+
+class QuerySide:
+    """The query side of all rows for one chunk of queries, made when a pass first needs it and dropped after its last."""
+
+    def __init__(self, engine: Engine, tables: list[Table], base: Queries, asked: Asked, rows: slice, tolerance: float) -> None:
+        self.engine, self.tables, self.asked, self.rows, self.tolerance = engine, tables, asked, rows, tolerance
+        self.carried = [base] * len(tables)
+        self.held: dict[tuple[int, int], Queries] = {}
+        self.left = {(m, r): len(row.at) for m, table in enumerate(tables) for r, row in enumerate(table.rows)}
+
+    def prepare(self, uses: list[Use]) -> list[Seen]:
+        """The rows of one pass, latest row of each method first; call before the pass's weights are loaded."""
+        seen = []
+        for use in sorted(uses, key=lambda u: -u.index):
+            key = (use.method, use.index)
+            if key not in self.held:
+                self.held[key] = self._respond(use)
+            norms = lengths_of(self.held[key]) if self.tables[use.method].cosine else None
+            seen.append(Seen(use, self.held[key], norms))
+        return seen
+
+    def release(self, uses: list[Use]) -> None:
+        """Forget the rows whose last pass this was."""
+        for use in uses:
+            key = (use.method, use.index)
+            self.left[key] -= 1
+            if self.left[key] == 0:
+                del self.held[key]
+
+    def _respond(self, use: Use) -> Queries:
+        row = use.row
+        u = self.carried[use.method] if row.query_at is None else query_gradients(self.engine, self.asked, row.query_at, self.rows)
+        flow = self.engine.flow(row)
+        if row.psi is not None and use.index > 0:
+            self.carried[use.method] = wrap(flow.carry(row.psi)(unwrap(u)))
+        return respond(flow, row.phi, u, self.tolerance)
+
+
+def contribution(seen: list[Seen], gradients: Gradients, paired: bool) -> list[Tensor]:
+    """What a batch adds to each row's scores: (queries, n) for all pairs, (1, n) for query i with example i."""
+    if paired:
+        dots = [sum(s.vectors[name].paired(g) for name, g in gradients.items()).unsqueeze(0) for s in seen]  # type: ignore[union-attr]
+    else:
+        dots = [torch.zeros(0)] * len(seen)
+        for name, gradient in gradients.items():
+            for k, dot in enumerate(dots_of([s.vectors[name] for s in seen], gradient)):
+                dots[k] = dots[k] + dot if dots[k].numel() else dot
+    lengths = None
+    out = []
+    for s, dot in zip(seen, dots, strict=True):
+        if s.norms is not None:
+            lengths = _lengths(gradients) if lengths is None else lengths
+            scale = s.norms.unsqueeze(0) if paired else s.norms.unsqueeze(1)
+            product = scale * lengths
+            dot = torch.where(product > 0, dot / product.clamp_min(torch.finfo(dot.dtype).tiny), 0.0)
+        out.append(-s.use.factor * dot)
+    return out
+
+
+def _lengths(gradients: Gradients) -> Tensor:
+    """Length of each example's gradient over all blocks, (n,)."""
+    return sum(g.square_norms() for g in gradients.values()).sqrt()  # type: ignore[union-attr, return-value]
+
+
+def score_pass(
+    engine: Engine, where: Pass, seen: list[Seen], ids: np.ndarray, paired: bool
+) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+    """Stream a stage's examples ``ids`` at the pass's weights; yield what each batch adds to each seen row's scores."""
+    stage = engine.run.stages[where[0]]
+    engine.load(where[1])
+
+    def process(batch: Batch, part: np.ndarray) -> list[Tensor]:
+        return contribution(seen, engine.capture.gradients(stage.task.loss, batch), paired)
+
+    for part, added in stream(stage.data, ids, process, batch_size=engine.batch_size, device=engine.run.device):
+        for block in added:
+            if not torch.isfinite(block).all():
+                bad = part[int((~torch.isfinite(block)).any(0).nonzero()[0])]
+                raise NotFinite(
+                    f"a NaN or infinite score for training example {bad} of stage {stage.name!r} at step {where[1][-1]}",
+                    "finite losses and gradients",
+                    "look at that example and its loss; scores computed so far are kept and resumed",
+                )
+        engine.advance(len(part))
+        yield part, added

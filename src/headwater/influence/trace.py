@@ -1,0 +1,305 @@
+"""The door of this room: ``trace`` and ``self_influence``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from headwater.errors import InputError
+from headwater.influence.engine import Engine
+from headwater.influence.jobs import Job, guarded
+from headwater.influence.methods import Method, Table
+from headwater.influence.queries import Asked, ask, check, methods_of
+from headwater.influence.scoring import QuerySide, passes, query_gradients, score_pass
+from headwater.influence.vectors import is_rank_one
+from headwater.result import TrainingScores
+from headwater.store import content_hash
+from headwater.tasks import Measure, fingerprint
+from headwater.tasks.batches import to
+from headwater.training import Run
+
+BUDGET = 2**28  # bytes for the query side of one chunk, when nothing else is said
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trace will do, told before it starts: chunks of queries, passes over training data, memory and work."""
+
+    methods: tuple[str, ...]
+    queries: int
+    train: int
+    chunk: int
+    chunks: int
+    passes: int
+    examples: int
+    query_bytes: int
+    factor_bytes: int
+    score_bytes: int
+    batch_size: int
+    coverage: dict[str, int]
+
+    def __str__(self) -> str:
+        rules = ", ".join(f"{count:,} by {rule}" for rule, count in sorted(self.coverage.items(), key=lambda item: -item[1]))
+        return (
+            f"headwater: {len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients"
+            f"{f' in each of {self.chunks} chunks of {self.chunk} queries' if self.chunks > 1 else ''}, {self.examples:,} example gradients in all\n"
+            f"headwater: memory: queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}; batches of {self.batch_size}\n"
+            f"headwater: parameters: {rules}"
+        )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 2**20:,.0f} MB"
+
+
+def trace(
+    run: Run,
+    queries: Any,
+    method: Method | list[Method],
+    *,
+    measure: Measure | None = None,
+    batch_size: int | None = None,
+    memory: int = BUDGET,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> Any:
+    """Which training examples are these predictions owed to?
+
+    ``score[q, m]`` is the predicted change of ``measure(query q)`` that training on example m caused: positive means that it pushed
+    the measurement up, and that removing it would lower it by about that much. ``unit`` of the result says whether scores are in
+    the measurement's own unit or only rank.
+
+    Args:
+        run: a recorded training.
+        queries: a dataset or batch of examples (one row each), or a :class:`Query` (a named set: one row), or a list of them.
+        method: what to score by: ``hw.Source()``, ``hw.Influence(...)``, ``hw.TracIn()``, ``hw.GradDot()``, ``hw.GradCos()``. A list of
+            methods (or a sweep of dampings) is scored in shared passes and gives a list of results.
+        measure: ``(model, batch) -> (n,)``, larger is better; default: the last stage's ``task.measure``.
+        batch_size: examples at once; default: from the model's size. One that does not fit in memory is halved.
+        memory: bytes for the query side; more queries than fit are worked off in chunks.
+        tolerance: relative error (root mean square) that scores may have in exchange for speed, in layers applied once per
+            example: eigenvalues too small to matter count as zero. 0 is exact. Default: 1e-4, and 0 for a float64 model.
+        progress: show a plan and progress on stderr.
+
+    Returns:
+        :class:`TrainingScores` (queries, training examples), or a list of them.
+
+    Raises:
+        QueryError, TaskError: before any work is done. GradientMismatch, BatchCoupling: the self-check failed. NotFinite: named.
+
+    Work that was interrupted resumes when the same call is made again, and gives the identical result. Curvature is kept in the
+    run's directory, keyed by a hash of weights, data and settings.
+    """
+    tables, many = _tables(run, method)
+    engine = Engine.of(run, batch_size)
+    asked = ask(queries, run.stages[-1].task, measure)
+    engine.load((run.checkpoints[-1],))
+    check(asked, engine.model, run.stages[-1].data, run.device)
+    started = time.perf_counter()
+    work = passes(tables, engine)
+    plan = _plan(engine, tables, asked, memory)
+    # the place in the job depends on chunks and batches: they are part of its name
+    key = content_hash("trace-1", _identity(run, tables, engine), [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], _name(asked.measure), plan.chunk, tolerance)
+    tolerance = _tolerance(engine, tolerance)
+    job = Job(run.store, key, [(asked.count, run.size)] * len(tables), _dtype(engine))
+
+    def go() -> None:
+        for c in range(job.place[0], plan.chunks):
+            rows = slice(c * plan.chunk, min((c + 1) * plan.chunk, asked.count))
+            side = QuerySide(engine, tables, query_gradients(engine, asked, (run.checkpoints[-1],), rows), asked, rows, tolerance)
+            for p, (where, uses) in enumerate(work.items()):
+                seen = side.prepare(uses)
+                done, stage = job.place[2] if job.place[:2] == (c, p) else 0, run.stages[where[0]]
+                if job.place[:2] <= (c, p):
+                    for ids, added in score_pass(engine, where, seen, np.arange(done, stage.size), paired=False):
+                        for s, block in zip(seen, added, strict=True):
+                            job.add(s.use.method, rows, stage.columns.start + ids, block)
+                        job.reach(c, p, int(ids[-1]) + 1)
+                side.release(uses)
+            job.reach(c + 1, 0, 0)
+
+    with _progress(engine, plan, tables, progress, job):
+        guarded(job, go)
+    job.finish()
+    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples}
+    results = [_result(run, table, scores, asked.names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
+    return results if many else results[0]
+
+
+def self_influence(
+    run: Run,
+    method: Method | list[Method],
+    *,
+    measure: Measure | None = None,
+    batch_size: int | None = None,
+    memory: int = BUDGET,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> Any:
+    """The influence of each training example on its own measurement: the diagonal of ``trace(run, train)``, without the rest.
+
+    Large values mark examples that the model could only have learned from themselves: rare, atypical or mislabelled ones. Arguments,
+    sign and unit as for :func:`trace`; ``measure`` defaults to each stage's own ``task.measure``.
+
+    Returns:
+        :class:`TrainingScores` of shape (1, training examples), or a list of them for a list of methods.
+    """
+    tables, many = _tables(run, method)
+    engine = Engine.of(run, batch_size)
+    started = time.perf_counter()
+    work = passes(tables, engine)
+    asked = [ask(stage.data, stage.task, measure) for stage in run.stages]
+    plan = _plan(engine, tables, asked[-1], memory, paired=True)
+    key = content_hash("self-1", _identity(run, tables, engine), _name(asked[-1].measure), plan.chunk, tolerance)
+    tolerance = _tolerance(engine, tolerance)
+    job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
+    chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]
+
+    def go() -> None:
+        for c, (stage, start) in list(enumerate(chunks))[job.place[0] :]:
+            rows = slice(start, min(start + plan.chunk, stage.size))
+            about = asked[stage.index]
+            base = query_gradients(engine, about, (run.checkpoints[-1],), rows)
+            side = QuerySide(engine, tables, base, about, rows, tolerance)
+            parts: list[tuple[int, np.ndarray, torch.Tensor]] = []
+            for where, uses in work.items():
+                seen = side.prepare(uses)
+                if where[0] == stage.index:
+                    parts += _diagonal(engine, where, seen, rows)
+                side.release(uses)
+            for method_index, ids, block in parts:
+                job.add(method_index, slice(0, 1), stage.columns.start + ids, block)
+            job.reach(c + 1, 0, 0)
+
+    with _progress(engine, plan, tables, progress, job):
+        guarded(job, go)
+    job.finish()
+    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples}
+    results = [_result(run, table, scores, ("self",), cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
+    return results if many else results[0]
+
+
+def _diagonal(engine: Engine, where: Any, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+    """Scores of query i with example i for one chunk, batch by batch of the chunk."""
+    parts = []
+    for start in range(rows.start, rows.stop, engine.batch_size):
+        stop = min(start + engine.batch_size, rows.stop)
+        cut = slice(start - rows.start, stop - rows.start)
+        part = [replace(s, vectors={n: v.part(cut) for n, v in s.vectors.items()}, norms=None if s.norms is None else s.norms[cut]) for s in seen]
+        for ids, added in score_pass(engine, where, part, np.arange(start, stop), paired=True):
+            parts += [(s.use.method, ids, block) for s, block in zip(part, added, strict=True)]
+    return parts
+
+
+def _tables(run: Run, method: Any) -> tuple[list[Table], bool]:
+    if not isinstance(run, Run):
+        raise InputError(f"a {type(run).__name__} where a run belongs", "a hw.Run", "hw.Run.open(path, build=, train=, task=), or recorder.finish()")
+    methods, many = methods_of(method, Method)
+    return [m.plan(run) for m in methods], many
+
+
+def _name(measure: Any) -> str:
+    return f"{getattr(measure, '__module__', '')}.{getattr(measure, '__qualname__', repr(measure))}"
+
+
+def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
+    """What the scores depend on besides the queries."""
+    weights = sorted({step for table in tables for row in table.rows for w in row.at for step in w} | {run.checkpoints[-1]})
+    rows = [[t.name, [[r.stage, [list(w) for w in r.at], repr(r.curvature), repr(r.pace)] for r in t.rows]] for t in tables]
+    data = [[s.fingerprint, s.task.describe()] for s in run.stages]
+    return [[run.weights_hash(step) for step in weights], rows, data, engine.batch_size]
+
+
+def _tolerance(engine: Engine, tolerance: float | None) -> float:
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise InputError(f"tolerance={tolerance}", "a relative error from 0 (exact) to below 1", "leave it out for 1e-4")
+    return (0.0 if _dtype(engine) == torch.float64 else 1e-4) if tolerance is None else tolerance
+
+
+def _dtype(engine: Engine) -> torch.dtype:
+    lowest = torch.float32
+    for p in engine.model.parameters():
+        lowest = torch.promote_types(lowest, p.dtype)
+    return lowest
+
+
+def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired: bool = False) -> Plan:
+    work, run = passes(tables, engine), engine.run
+    width = _query_bytes(engine, tables, asked, paired)
+    chunk = int(max(1, min(asked.count, memory // max(1, width))))
+    chunks = -(-asked.count // chunk)
+    streamed = sum(run.stages[stage].size for stage, _ in work) * (1 if paired else chunks)
+    fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None}
+    factors = sum(b.size + (b.shape[1] ** 2 + b.shape[2] ** 2) * b.shape[0] * b.matrix if b.matrix else b.size for b in engine.capture.blocks.values())
+    coverage: dict[str, int] = {}
+    sizes = {n: p.numel() for n, p in engine.model.named_parameters(remove_duplicate=False)}
+    for name, rule in engine.capture.coverage.items():
+        coverage[rule] = coverage.get(rule, 0) + sizes[name]
+    return Plan(
+        methods=tuple(table.name for table in tables),
+        queries=asked.count,
+        train=run.size,
+        chunk=chunk,
+        chunks=chunks,
+        passes=len(work),
+        examples=streamed + sum(engine.cost(fit) for fit in fits),
+        query_bytes=chunk * width,
+        factor_bytes=4 * factors * len(fits),
+        score_bytes=4 * asked.count * run.size * len(tables),
+        batch_size=engine.batch_size,
+        coverage=coverage,
+    )
+
+
+def _query_bytes(engine: Engine, tables: list[Table], asked: Asked, paired: bool) -> int:
+    """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and one being made. A layer
+    applied once per example keeps factors, and at most an eighth of its eigenpairs, where nothing has carried the query yet."""
+    probe = to(asked.examples[0].batch(range(1)), engine.run.device)
+    gradients = engine.capture.gradients(asked.measure, probe)
+    number = torch.empty(0, dtype=_dtype(engine)).element_size()
+    whole = sum(block.size for block in engine.capture.blocks.values())
+    light = sum(sum(block.shape[1:]) + block.size // 8 if asked.names is None and is_rank_one(gradients[n]) else block.size for n, block in engine.capture.blocks.items())
+    last = [max(range(len(table.rows)), key=lambda r: max(table.rows[r].at[-1])) for table in tables]
+    loads = [
+        sum(light if use.index == last[use.method] or use.row.psi is None else whole for use in uses) for uses in passes(tables, engine).values()
+    ]
+    carried = sum(whole if any(row.psi is not None for row in table.rows[1:]) else 0 for table in tables)
+    return number * (max(loads) + carried + light + (whole if carried or paired else 0))
+
+
+class _progress:
+    """The plan, then a bar over example gradients, on stderr; nothing at all with progress=False."""
+
+    def __init__(self, engine: Engine, plan: Plan, tables: list[Table], show: bool, job: Job) -> None:
+        self.engine, self.plan, self.show, self.job = engine, plan, show, job
+
+    def __enter__(self) -> None:
+        if self.show:
+            print(self.plan, file=sys.stderr)
+            if self.job.resumed:
+                print("headwater: resuming interrupted work", file=sys.stderr)
+        self.bar = tqdm(total=self.plan.examples, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
+        self.engine.advance = self.bar.update
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.engine.advance = lambda n: None
+
+
+def _result(run: Run, table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, cost: dict[str, Any], engine: Engine) -> TrainingScores:
+    provenance = {
+        "run": str(run.path),
+        "method": table.name,
+        "checkpoints": sorted({step for row in table.rows for w in row.at for step in w}),
+        "weights": run.weights_hash(run.checkpoints[-1]),
+        "data": [stage.fingerprint for stage in run.stages],
+        "coverage": engine.capture.coverage,
+        "cost": cost,
+    }
+    return TrainingScores(values=scores.numpy(), stderr=None, method=table.name, unit=table.unit, query_names=names, provenance=provenance)

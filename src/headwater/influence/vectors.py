@@ -1,0 +1,203 @@
+"""The query side of a comparison, block by block, in the cheapest form that is exact (or as exact as asked for).
+
+- :class:`Whole`: the transformed query gradients as they are, (queries, *shape); compared by one matrix product with the training
+  gradients formed chunk by chunk.
+- :class:`Factored`: raw gradients of a layer applied once per example, as factors ``out_q in_q^T``; never formed.
+- :class:`Seen`: factored gradients through a response that is a constant plus few eigenpairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from headwater.capture import BlockGradient, Outer
+from headwater.capture.blocks import CHUNK
+from headwater.curvature import Vectors
+from headwater.linalg import Response, Split
+
+
+class Side(Protocol):
+    """Query vectors of one block. ``dot(gradient)`` (queries, n); ``paired(gradient)`` (n,): query i with example i."""
+
+    def dot(self, gradient: BlockGradient) -> Tensor: ...
+
+    def paired(self, gradient: BlockGradient) -> Tensor: ...
+
+    def part(self, rows: slice) -> Side: ...
+
+    def whole(self) -> Tensor: ...
+
+    def square_norms(self) -> Tensor: ...
+
+    def finite(self) -> bool: ...
+
+
+Queries = dict[str, Any]
+"""One :class:`Side` for each block."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    values: Tensor
+
+    def dot(self, gradient: BlockGradient) -> Tensor:
+        return gradient.dot(self.values)
+
+    def paired(self, gradient: BlockGradient) -> Tensor:
+        return gradient.paired(self.values)
+
+    def part(self, rows: slice) -> Whole:
+        return Whole(self.values[rows])
+
+    def whole(self) -> Tensor:
+        return self.values
+
+    def square_norms(self) -> Tensor:
+        return self.values.flatten(1).square().sum(1)
+
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.values).all())
+
+    def placed(self, rows: Tensor, count: int, into: Whole | None) -> Whole:
+        """These vectors added at ``rows`` of ``count``: several may belong to one named query."""
+        total = into.values if into is not None else self.values.new_zeros(count, *self.values.shape[1:])
+        return Whole(total.index_add_(0, rows, self.values))
+
+
+@dataclass(frozen=True)
+class Factored:
+    """``out (queries, out)`` and ``inner (queries, in)``: the gradient of query q is their outer product."""
+
+    out: Tensor
+    inner: Tensor
+
+    def dot(self, gradient: BlockGradient) -> Tensor:
+        g, a = factors(gradient)
+        return (self.out @ g.mT) * (self.inner @ a.mT)
+
+    def paired(self, gradient: BlockGradient) -> Tensor:
+        if not is_rank_one(gradient):
+            return gradient.paired(self.whole())
+        g, a = factors(gradient)
+        return (self.out * g).sum(1) * (self.inner * a).sum(1)
+
+    def part(self, rows: slice) -> Factored:
+        return Factored(self.out[rows], self.inner[rows])
+
+    def whole(self) -> Tensor:
+        return self.out[:, None, :, None] * self.inner[:, None, None, :]
+
+    def square_norms(self) -> Tensor:
+        return self.out.square().sum(1) * self.inner.square().sum(1)
+
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.out).all() and torch.isfinite(self.inner).all())
+
+    def placed(self, rows: Tensor, count: int, into: Factored | None) -> Factored:
+        out, inner = (into.out, into.inner) if into is not None else (t.new_zeros(count, t.shape[1]) for t in (self.out, self.inner))
+        return Factored(out.index_copy_(0, rows, self.out), inner.index_copy_(0, rows, self.inner))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Factored vectors under a split response: ``constant <u, g> + sum_k excess_k u_k g_k``; ``core (queries, k) = excess * u_k``."""
+
+    split: Split
+    raw: Factored
+    core: Tensor
+
+    def dot(self, gradient: BlockGradient) -> Tensor:
+        total = self.split.constant * self.raw.dot(gradient)
+        if not self.core.shape[1]:
+            return total
+        g, a = factors(gradient)
+        step = max(1, CHUNK // self.core.shape[1])
+        for i in range(0, len(g), step):
+            total[:, i : i + step] += self.core @ self.split.coordinates(g[i : i + step], a[i : i + step])
+        return total
+
+    def paired(self, gradient: BlockGradient) -> Tensor:
+        if not is_rank_one(gradient):
+            return gradient.paired(self.whole())
+        g, a = factors(gradient)
+        return self.split.constant * self.raw.paired(gradient) + (self.core * self.split.coordinates(g, a).mT).sum(1)
+
+    def part(self, rows: slice) -> Seen:
+        return Seen(self.split, self.raw.part(rows), self.core[rows])
+
+    def whole(self) -> Tensor:
+        split, core = self.split, self.core
+        grid = core.new_zeros(len(core), self.raw.out.shape[1], self.raw.inner.shape[1])
+        grid[:, split.pairs[0], split.pairs[1]] = core
+        grid = grid if split.left is None else split.left @ grid
+        grid = grid if split.right is None else grid @ split.right.mT
+        return split.constant * self.raw.whole() + grid.unsqueeze(1)
+
+    def square_norms(self) -> Tensor:
+        return self.whole().flatten(1).square().sum(1) if self.core.shape[1] else self.split.constant**2 * self.raw.square_norms()
+
+    def finite(self) -> bool:
+        return self.raw.finite() and bool(torch.isfinite(self.core).all())
+
+
+def is_rank_one(gradient: BlockGradient) -> bool:
+    """Whether each example's gradient of this block is a single outer product."""
+    only = gradient.pieces[0]
+    return len(gradient.pieces) == 1 and isinstance(only, Outer) and only.a.shape[1] == 1 and only.a.shape[2] == 1
+
+
+def factors(gradient: BlockGradient) -> tuple[Tensor, Tensor]:
+    """The output gradient (n, out) and the input (n, in) of a rank-one block."""
+    only = gradient.pieces[0]
+    assert isinstance(only, Outer)
+    return only.g[:, 0, 0], only.a[:, 0, 0]
+
+
+def vectors_of(gradient: BlockGradient, factored: bool) -> Side:
+    """Query vectors from captured gradients, kept as factors where each query is one example of a rank-one block."""
+    if factored and is_rank_one(gradient):
+        return Factored(*(t.contiguous() for t in factors(gradient)))
+    return Whole(gradient.dense())
+
+
+def unwrap(queries: Queries) -> Vectors:
+    return {name: side.whole() for name, side in queries.items()}
+
+
+def wrap(vectors: Vectors) -> Queries:
+    return {name: Whole(v) for name, v in vectors.items()}
+
+
+def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Queries:
+    """``phi`` of the curvature applied to queries: split where that is cheaper, whole elsewhere."""
+    splits = {n: _split(flow, n, phi, side, tolerance) for n, side in queries.items()}
+    rest = {n: side.whole() for n, side in queries.items() if splits[n] is None}
+    out = wrap(flow.respond(phi)(rest)) if rest else {}
+    for name, split in splits.items():
+        if split is not None:
+            raw = queries[name]
+            assert isinstance(raw, Factored)
+            out[name] = Seen(split, raw, split.coordinates(raw.out, raw.inner).mT * split.excess.to(raw.out.dtype))
+    return {name: out[name] for name in queries}
+
+
+def _split(flow: Any, name: str, phi: Response, side: Side, tolerance: float) -> Split | None:
+    inner = getattr(flow, "flows", {}).get(name)
+    return inner.split(phi, tolerance) if isinstance(side, Factored) and hasattr(inner, "split") else None
+
+
+def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
+    """Inner products of several rows' query vectors with one batch: the whole ones stacked into one product."""
+    usable = [side if isinstance(side, Whole) or is_rank_one(gradient) else Whole(side.whole()) for side in sides]
+    whole = [side.values for side in usable if isinstance(side, Whole)]
+    stacked = iter(gradient.dot(torch.cat(whole)).split([len(w) for w in whole])) if whole else iter(())
+    return [next(stacked) if isinstance(side, Whole) else side.dot(gradient) for side in usable]
+
+
+def lengths_of(queries: Queries) -> Tensor:
+    """Length of each query's vector over all blocks, (queries,)."""
+    return sum(side.square_norms() for side in queries.values()).sqrt()  # type: ignore[union-attr, return-value]

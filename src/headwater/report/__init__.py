@@ -1,0 +1,32 @@
+"""One data contract, one self-contained page, one text twin. Knows no model and no method.
+
+>>> page = Page("Owed to", sections=(Section("Fidelity", parts=(Bars((("Source", .46, .41, .51),)),)),))
+>>> render(page).startswith("<!doctype html>"), "0.460" in text(page)
+(True, True)
+"""
+
+from headwater.report.page import render, write
+from headwater.report.parts import Attribution, Axis, Bar, Bars, Card, Curve, Figure, Figures, Gallery, Line, Page, Part, Prose, Section, Series, Table
+from headwater.report.text import text
+
+__all__ = [
+    "Attribution",
+    "Axis",
+    "Bar",
+    "Bars",
+    "Card",
+    "Curve",
+    "Figure",
+    "Figures",
+    "Gallery",
+    "Line",
+    "Page",
+    "Part",
+    "Prose",
+    "Section",
+    "Series",
+    "Table",
+    "render",
+    "text",
+    "write",
+]
