@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 from headwater.errors import NotFinite
 from headwater.tasks.batches import Examples, take, to
 from headwater.tasks.task import per_example
+from headwater.training import settled
 
 MEASURED_AT_ONCE = 256  # queries per forward pass
 
@@ -49,7 +48,7 @@ class Work:
 
         Chance, one thread and eval mode are fixed here, so that the answer does not depend on which process asks.
         """
-        with _settled(job.seed):
+        with settled(job.seed, threads=1):  # sums in another order are other sums
             fresh = self.experiment.build()
             trained = self.experiment.fit(fresh, select(self.experiment.train, job.kept), job.seed)
             values = measurements(trained if trained is not None else fresh, self.experiment, self.measure)
@@ -90,19 +89,3 @@ def measurements(model: nn.Module, experiment: Any, measure: Callable[..., Any] 
         found = [per_example(ask(model, batch), batch, "measure").double().cpu() for batch in batches]
     return torch.cat(found).numpy()
 
-
-@contextmanager
-def _settled(seed: int) -> Iterator[None]:
-    """One torch thread and every generator seeded; the caller's threads and random states are put back afterwards."""
-    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    try:
-        torch.set_num_threads(1)  # sums in another order are other sums
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

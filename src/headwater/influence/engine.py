@@ -136,6 +136,15 @@ class Engine:
         if row.curvature is None:
             return decay, decoupled
         stage, share = self.run.stages[row.stage], self._share(row.pace)
+        found = self.run.decays(row.pace.start, row.pace.stop) if row.pace is not None else self.run.decays(stage.start, stage.stop)
+        for name, block in self.capture.blocks.items():
+            group = stage.optimizer.group_of(block.parameters[0]) if block.parameters[0] in stage.trainable else None
+            if group is not None and group.decoupled:
+                decoupled[name] = found.get(block.parameters[0], 0.0) * share[name] if row.pace is not None and row.pace.moments else 0.0
+            elif group is not None:
+                decay[name] = found.get(block.parameters[0], 0.0)
+        return decay, decoupled
+        stage, share = self.run.stages[row.stage], self._share(row.pace)
         for name, block in self.capture.blocks.items():
             group = stage.optimizer.group_of(block.parameters[0]) if block.parameters[0] in stage.trainable else None
             if group is not None and group.decoupled:

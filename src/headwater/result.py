@@ -1,0 +1,203 @@
+"""What an answer is: scores with their meaning, and what they were made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headwater.errors import DamagedFile, InputError, MissingExtra
+from headwater.store import damaged, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import pandas
+
+SIGN = "positive: training on the example pushed the measurement up; removing it would lower it"
+UNITS = {
+    "measurement": "the measurement's own unit: removing the example is predicted to lower it by the score",
+    "rank only": "no unit: scores rank training examples, their size means nothing",
+    "cosine": "no unit: cosines between -1 and 1",
+}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """For each query its strongest training examples: ``indices`` and ``scores``, both (queries, k), strongest first."""
+
+    indices: np.ndarray
+    scores: np.ndarray
+    query_names: tuple[str, ...] | None = None
+    train_names: tuple[str, ...] | None = None
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Query by query: (indices, scores)."""
+        return zip(self.indices, self.scores, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        lines = []
+        for q, (ids, scores) in enumerate(self):
+            who = self.query_names[q] if self.query_names else f"query {q}"
+            named = [self.train_names[i] if self.train_names else f"#{i}" for i in ids]
+            lines.append(f"{who}: " + ", ".join(f"{name} {score:+.3g}" for name, score in zip(named, scores, strict=True)))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingScores:
+    """Scores of training examples for queries.
+
+    Args:
+        values: (queries, train). ``values[q, i]`` is the predicted change of the measurement of query q that training on example i
+            caused: positive means it pushed the measurement up, and that removing it would lower the measurement by about that much.
+        stderr: standard errors in the same shape, from ensemble members; None where there is one member.
+        method, unit: what was computed, and whether scores have the measurement's own unit ("measurement") or only rank ("rank only",
+            "cosine").
+        query_names, train_names: of rows and columns, or None (then they are numbers).
+        provenance: run, checkpoints, hashes of weights and data, coverage of parameters, cost.
+
+    >>> scores = TrainingScores(np.array([[0.5, -1.0, 2.0]]), None, "by hand", "measurement")
+    >>> scores.top(2)
+    query 0: #2 +2, #0 +0.5
+    >>> scores.group(["a", "b", "a"]).values
+    array([[ 2.5, -1. ]])
+    """
+
+    values: np.ndarray
+    stderr: np.ndarray | None
+    method: str
+    unit: str
+    query_names: tuple[str, ...] | None = None
+    train_names: tuple[str, ...] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or (self.stderr is not None and self.stderr.shape != self.values.shape):
+            raise InputError(f"values of shape {self.values.shape}", "(queries, train), and standard errors of the same shape", "check what you pass")
+        for names, count, what in ((self.query_names, self.queries, "query_names"), (self.train_names, self.train, "train_names")):
+            if names is not None and len(names) != count:
+                raise InputError(f"{len(names)} {what}", f"{count}", "one name each")
+
+    @property
+    def queries(self) -> int:
+        """How many queries were asked about."""
+        return self.values.shape[0]
+
+    @property
+    def train(self) -> int:
+        """How many training examples (or groups of them) were scored."""
+        return self.values.shape[1]
+
+    def __len__(self) -> int:
+        return self.queries
+
+    def __repr__(self) -> str:
+        return f"TrainingScores({self.method}: {self.queries} queries x {self.train:,} training examples; {UNITS.get(self.unit, self.unit)})"
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------
+
+    def top(self, k: int = 10) -> Ranking:
+        """Proponents: for each query the k largest scores, largest first (equal scores in the order of the training set)."""
+        return self._ranking(-self.values, k)
+
+    def bottom(self, k: int = 10) -> Ranking:
+        """Opponents: for each query the k smallest scores, smallest first."""
+        return self._ranking(self.values, k)
+
+    def _ranking(self, keys: np.ndarray, k: int) -> Ranking:
+        if k < 1:
+            raise InputError(f"k={k}", "at least 1", "s.top(10)")
+        order = np.argsort(keys, axis=1, kind="stable")[:, :k]
+        return Ranking(order, np.take_along_axis(self.values, order, axis=1), self.query_names, self.train_names)
+
+    def at(self, queries: Sequence[int] | np.ndarray) -> TrainingScores:
+        """The scores of some of the queries, in the order given."""
+        ids = np.asarray(queries)
+        names = None if self.query_names is None else tuple(self.query_names[int(i)] for i in ids)
+        return replace(self, values=self.values[ids], stderr=None if self.stderr is None else self.stderr[ids], query_names=names)
+
+    def group(self, labels: Iterable[Any]) -> TrainingScores:
+        """Scores of groups of training examples: sums over equal ``labels`` (n,), one column each, in the order of first appearance.
+
+        The sum is what removing the whole group is predicted to do, to first order: additivity fails for groups that carry each other.
+        Standard errors are added in quadrature where there are any, as for independent examples.
+        """
+        given = list(labels)
+        if len(given) != self.train:
+            raise InputError(f"{len(given)} labels for {self.train} training examples", "one each", "pass a label for every column")
+        names = list(dict.fromkeys(given))
+        place = {name: i for i, name in enumerate(names)}
+        number = np.array([place[label] for label in given])
+        values = np.zeros((self.queries, len(names)))
+        np.add.at(values.T, number, self.values.T.astype(float))
+        stderr = None
+        if self.stderr is not None:
+            square = np.zeros_like(values)
+            np.add.at(square.T, number, self.stderr.T.astype(float) ** 2)
+            stderr = np.sqrt(square)
+        return replace(self, values=values, stderr=stderr, train_names=tuple(map(str, names)))
+
+    def to_frame(self, k: int | None = None) -> pandas.DataFrame:
+        """A pandas table, one row per query and training example: query, example, score, stderr, rank (1 = largest score).
+
+        Args:
+            k: only the k largest and the k smallest of each query. Needs ``pip install headwater[frames]``.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtra("to_frame() without the library pandas", "pandas", "pip install headwater[frames]") from error
+        order = np.argsort(-self.values, axis=1, kind="stable")
+        ranks = np.arange(1, self.train + 1)
+        if k is not None and 2 * k < self.train:
+            keep = np.r_[0:k, self.train - k : self.train]
+            order, ranks = order[:, keep], ranks[keep]
+        columns: dict[str, Any] = {
+            "query": np.repeat(np.array(self.query_names or range(self.queries)), len(ranks)),
+            "example": np.array(self.train_names)[order.ravel()] if self.train_names else order.ravel(),
+            "score": np.take_along_axis(self.values, order, axis=1).ravel(),
+            "stderr": np.nan if self.stderr is None else np.take_along_axis(self.stderr, order, axis=1).ravel(),
+            "rank": np.tile(ranks, self.queries),
+        }
+        frame = pandas.DataFrame(columns)
+        frame.attrs.update(method=self.method, unit=self.unit, sign=SIGN)
+        return frame
+
+    # -- files -----------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file (its metadata hold the rest); :func:`headwater.load` reads it. Raises StorageError."""
+        place = Path(path)
+        place = place if place.suffix == ".safetensors" else place.with_name(place.name + ".safetensors")
+        tensors = {"values": torch.from_numpy(np.ascontiguousarray(self.values))}
+        if self.stderr is not None:
+            tensors["stderr"] = torch.from_numpy(np.ascontiguousarray(self.stderr))
+        kept = {k: getattr(self, k) for k in ("method", "unit", "query_names", "train_names", "provenance")}
+        write_tensors(place, tensors, {"headwater": json.dumps({"kind": "TrainingScores", **kept})})
+        return place
+
+
+def load(path: str | Path) -> TrainingScores:
+    """Read what :meth:`TrainingScores.save` wrote. Raises DamagedFile."""
+    from safetensors import safe_open
+
+    place = Path(path)
+    place = place if place.exists() or place.suffix == ".safetensors" else place.with_name(place.name + ".safetensors")
+    tensors = read_tensors(place)
+    with safe_open(place, "pt") as file:
+        meta = (file.metadata() or {}).get("headwater")
+    if meta is None:
+        raise DamagedFile(f"{place} holds no scores of Headwater", "a file written by scores.save(path)", "check the path")
+    facts = json.loads(meta)
+    if facts.pop("kind") != "TrainingScores":
+        raise damaged(place, "holds something else than training scores")
+    names = {k: None if facts[k] is None else tuple(facts[k]) for k in ("query_names", "train_names")}
+    stderr = tensors["stderr"].numpy() if "stderr" in tensors else None
+    return TrainingScores(tensors["values"].numpy(), stderr, **{**facts, **names})

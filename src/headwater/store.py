@@ -1,0 +1,242 @@
+"""Arrays on disk with a manifest: atomic, checksummed, readable with numpy and safetensors alone. No pickle.
+
+A :class:`Store` is a folder. The entry ``factors/abc`` is two files: ``factors/abc.safetensors`` (the tensors) and ``factors/abc.json``
+(their checksum, and facts about them). The second is written last, so an entry is there whole or not at all. Every file is written
+under a partial name, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor
+
+from headwater.errors import DamagedFile, StorageError
+
+_CHUNK = 2**22
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space on that disk, or give another directory; then make the same call again: it continues",
+    errno.EDQUOT: "your disk quota is used up: free some space, then make the same call again: it continues",
+    errno.EROFS: "the file system is read-only: give a directory that can be written",
+    errno.EACCES: "you may not write there: give a directory that can be written",
+}
+
+
+class Store:
+    """Named sets of tensors in a folder (see the module's docstring).
+
+    >>> import tempfile, torch
+    >>> store = Store(tempfile.mkdtemp())
+    >>> store.write("factors/a", {"spectrum": torch.ones(2)}, {"why": "example"})
+    >>> store.has("factors/a"), store.read("factors/a")["spectrum"], store.meta("factors/a")
+    (True, tensor([1., 1.]), {'why': 'example'})
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def file(self, name: str) -> Path:
+        """Where an entry's tensors lie."""
+        return self.path / f"{name}.safetensors"
+
+    def _facts(self, name: str) -> Path:
+        return self.path / f"{name}.json"
+
+    def has(self, name: str) -> bool:
+        """Whether the entry was written to its end."""
+        return self._facts(name).exists()
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> str:
+        """Write an entry, replacing one of the same name; returns its checksum. Raises StorageError."""
+        checksum = write_tensors(self.file(name), tensors)
+        write_json(self._facts(name), {"checksum": checksum, "meta": dict(meta or {})})
+        return checksum
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """The tensors of an entry, on the CPU. Raises DamagedFile where they are missing or do not match their checksum."""
+        return read_tensors(self.file(name), read_json(self._facts(name))["checksum"])
+
+    def meta(self, name: str) -> dict[str, Any]:
+        """The facts that were written with an entry."""
+        return read_json(self._facts(name))["meta"]
+
+    def delete(self, name: str) -> None:
+        """Remove an entry; the facts first, so that half of one never looks whole."""
+        self._facts(name).unlink(missing_ok=True)
+        self.file(name).unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- single files
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file; returns its checksum. Tensors that share memory are written apart. Raises StorageError."""
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        held = tensor.detach().to("cpu").contiguous()
+        place = held.untyped_storage().data_ptr()
+        plain[name] = held.clone() if place in seen else held
+        seen.add(place)
+    content = safetensors.torch.save(plain, dict(meta) if meta else None)
+    return _replace(path, lambda file: file.write(content))
+
+
+def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises DamagedFile where it is missing, broken or does not match ``checksum``."""
+    verify(path, checksum)
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # the library raises its own, undocumented types for a broken header
+        raise damaged(path, f"cannot be read ({error})") from error
+
+
+def verify(path: Path, checksum: str | None) -> None:
+    """Raise DamagedFile where a file is missing or does not match ``checksum`` (None: it only has to be there)."""
+    if not path.exists():
+        raise damaged(path, "is missing")
+    if checksum is not None and file_hash(path) != checksum:
+        raise damaged(path, "does not match its checksum")
+
+
+def damaged(path: Path, what: str) -> DamagedFile:
+    """The error for a file that cannot be trusted."""
+    mend = f"restore it from a copy; where it can be made again (curvature, scores, measurements) delete {path.with_suffix('.json')} and repeat the call"
+    return DamagedFile(f"{path} {what}", "the file as it was written", mend)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a ``.npy`` file. Raises StorageError."""
+    _replace(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A ``.npy`` file. Raises DamagedFile."""
+    verify(path, None)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise damaged(path, f"cannot be read ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people to read too. Raises StorageError."""
+    content = (json.dumps(value, indent=1) + "\n").encode()
+    _replace(path, lambda file: file.write(content))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises DamagedFile."""
+    verify(path, None)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise damaged(path, f"cannot be read ({error})") from error
+
+
+def _replace(path: Path, fill: Callable[[BinaryIO], Any]) -> str:
+    """Write a file under a partial name, flush it to the disk, rename it, and give its checksum."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            checksum = file_hash(part)
+            part.replace(path)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+    return checksum
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """What the disk refuses becomes a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        mend = _WAYS_OUT.get(error.errno or 0, "look at the disk and at the directory's permissions; then make the same call again: it continues")
+        raise StorageError(f"{path} could not be written: {error.strerror or error}", "a disk that takes the file", mend) from error
+
+
+class Log:
+    """A ``.npy`` file that grows: rows are appended, never rewritten, so a killed process leaves all rows up to its last flush.
+
+    What a flush returns (``rows`` and their ``checksum``) belongs into a manifest; :func:`read_log` then reads just those rows, even
+    if more were appended after the manifest was written.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype, self.rows = path, np.dtype(dtype), 0
+        self._waiting: list[np.ndarray] = []
+        self._hasher = hashlib.blake2b(digest_size=16)
+        write_array(path, np.zeros(0, self.dtype))
+
+    def append(self, rows: np.ndarray) -> None:
+        """Rows to be written at the next flush."""
+        self._waiting.append(np.asarray(rows, self.dtype))
+
+    def flush(self) -> dict[str, Any]:
+        """Write what waits; returns the facts for a manifest. Raises StorageError."""
+        content = b"".join(rows.tobytes() for rows in self._waiting)
+        with disk(self.path), self.path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(content)
+            self.rows += sum(len(rows) for rows in self._waiting)
+            file.seek(0)  # numpy pads the header so that a longer length still fits
+            np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.rows,)})
+            file.flush()
+            os.fsync(file.fileno())
+        self._waiting.clear()
+        self._hasher.update(content)
+        return {"rows": self.rows, "checksum": self._hasher.hexdigest()}
+
+
+def read_log(path: Path, facts: Mapping[str, Any]) -> np.ndarray:
+    """The first ``facts["rows"]`` rows of a :class:`Log`. Raises DamagedFile."""
+    rows = read_array(path)[: facts["rows"]]
+    if len(rows) < facts["rows"] or bytes_hash(rows.tobytes()) != facts["checksum"]:
+        raise damaged(path, "does not match its checksum")
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------------------- hashes
+
+
+def file_hash(path: Path) -> str:
+    """The checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return _hash(iter(lambda: file.read(_CHUNK), b""))
+
+
+def bytes_hash(content: bytes) -> str:
+    """The checksum of some bytes."""
+    return _hash([content])
+
+
+def content_hash(*parts: Any) -> str:
+    """A name made of what something depends on: equal facts (plain JSON values), equal string.
+
+    >>> content_hash("a", [1, 2]) == content_hash("a", (1, 2)) != content_hash("a", [1, 3])
+    True
+    """
+    return bytes_hash(json.dumps(parts, sort_keys=True, default=str).encode())
+
+
+def _hash(chunks: Any) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.hexdigest()

@@ -1,0 +1,109 @@
+"""The run directory as it is written: checkpoints, steps and order as they come, the manifest last, so that it always speaks of whole files.
+
+    manifest.json               schema, stages, optimizers, loss reduction, data fingerprints, versions; checksums of all that follows
+    checkpoints/STEP.safetensors  weights and buffers by name; Adam's bias-corrected second moments as moment/NAME
+    steps.npy                   one row per step and parameter group: learning rate, momentum, weight decay, clipping, batch size, stage
+    order.npy                   which examples each step saw, uint32, end to end (steps.npy tells how many each took)
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from headwater.errors import RunError
+from headwater.store import Log, disk, write_json, write_tensors
+from headwater.training.optimizers import MOMENT
+
+SCHEMA = 1
+STEPS = np.dtype(
+    [("step", "<u8"), ("stage", "<u2"), ("group", "<u2"), ("rate", "<f8"), ("momentum", "<f8"), ("decay", "<f8"), ("clip", "<f8"), ("batch", "<u4")]
+)
+ORDER = np.dtype("<u4")
+_OURS = ("checkpoints", "factors", "jobs", "index", "manifest.json", "steps.npy", "order.npy")
+
+
+def checkpoint_file(path: Path, step: int) -> Path:
+    """Where a checkpoint lies."""
+    return path / "checkpoints" / f"{step}.safetensors"
+
+
+class Journal:
+    """Writes one run directory. Raises RunError where there is a run already (unless ``overwrite``), StorageError where the disk refuses."""
+
+    def __init__(self, path: str | Path, *, seed: int | None, overwrite: bool) -> None:
+        self.path = Path(path)
+        if (self.path / "manifest.json").exists() and not overwrite:
+            raise RunError(f"{self.path} holds a run already", "a new directory", "give another path, open that run with hw.Run.open, or say overwrite=True")
+        self._clear()
+        self.manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "finished": False,
+            "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": seed,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "safetensors": safetensors.__version__},
+            "tensors": {},
+            "stages": [],
+            "checkpoints": {},
+        }
+        self.steps, self.order = Log(self.path / "steps.npy", STEPS), Log(self.path / "order.npy", ORDER)
+
+    def _clear(self) -> None:
+        """Remove what an earlier run left, the manifest first; nothing else in the directory is touched."""
+        with disk(self.path):
+            (self.path / "manifest.json").unlink(missing_ok=True)
+            for name in _OURS:
+                place = self.path / name
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
+
+    def log(self, rows: np.ndarray, ids: np.ndarray) -> None:
+        """One step: a row of :data:`STEPS` for each group, and the examples it saw."""
+        self.steps.append(rows)
+        self.order.append(ids)
+
+    def save(self, step: int, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint, and a manifest that knows it."""
+        state = state_of(model)
+        tensors = {**state, **{MOMENT + name: moment for name, moment in moments.items()}}
+        checksum = write_tensors(checkpoint_file(self.path, step), tensors)
+        self.manifest["tensors"] = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in state.items()}
+        self.manifest["checkpoints"][str(step)] = checksum
+        self.flush()
+
+    def drop(self, steps: list[int]) -> None:
+        """Forget checkpoints; the manifest first."""
+        if steps:
+            for step in steps:
+                del self.manifest["checkpoints"][str(step)]
+            self.flush()
+            for step in steps:
+                checkpoint_file(self.path, step).unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Write the manifest for all that is on the disk by now."""
+        self.manifest["steps"], self.manifest["order"] = self.steps.flush(), self.order.flush()
+        write_json(self.path / "manifest.json", self.manifest)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name, a tied weight once (under the first of its names)."""
+    seen: set[int] = set()
+    first: dict[str, Tensor] = {}
+    kept = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) in kept and id(tensor) not in seen:
+            seen.add(id(tensor))
+            first[name] = tensor.detach()
+    return first

@@ -1,0 +1,253 @@
+"""Recording a training as it happens: one line a step in the user's own loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from headwater.errors import InputError, RunError
+from headwater.tasks import Examples, Task, fingerprint
+from headwater.training.journal import STEPS, Journal
+from headwater.training.optimizers import OptimizerRecord, describe, second_moments, unwrapped
+from headwater.training.places import Places
+from headwater.training.run import Run, stages_of
+
+REDUCTIONS = ("mean", "sum")
+
+
+class Recorder:
+    """Records a training in a run directory.
+
+        recorder = hw.Recorder("runs/mnist", model, optimizer, task=task, train=train_set, checkpoints=6, steps=epochs * len(loader))
+        for indices, batch in loader:
+            ...
+            optimizer.step()
+            recorder.step(indices)
+        run = recorder.finish()
+
+    Args:
+        path: the run directory, created; refused where it holds a run already (unless ``overwrite``).
+        model, optimizer: what is trained (or say it later, with :meth:`watch`). torch's SGD, Adam or AdamW, also inside a wrapper. Learning
+            rate, momentum and weight decay are read at every optimizer step, so schedulers need no care.
+        task: the task that training minimises. train: the dataset that ``indices`` count in.
+        checkpoints: how many to keep, at the ends of equal intervals; or at which steps of the stage.
+        steps: how many steps this stage will take. Without it checkpoints are taken more often and thinned out (up to twice as many lie on
+            the disk at a time, and their places are equal only roughly).
+        stage: the name of the first stage. reduction: how the loop reduces the losses of a batch, "mean" or "sum".
+        seed: noted in the manifest.
+
+    A killed training leaves a run that can be opened, up to its last checkpoint.
+
+    Raises:
+        UnknownOptimizer, InputError: the optimizer's dynamics are unknown, or it does not train this model. RunError, StorageError.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        *,
+        task: Task,
+        train: Any,
+        checkpoints: int | Sequence[int] = 6,
+        steps: int | None = None,
+        stage: str = "train",
+        reduction: str = "mean",
+        seed: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.journal = Journal(path, seed=seed, overwrite=overwrite)
+        self.taken = 0
+        self._data: list[tuple[Any, Task]] = []
+        self._watched: _Watched | None = None
+        self._first = {"name": stage, "train": train, "task": task, "checkpoints": checkpoints, "steps": steps, "reduction": reduction}
+        if model is not None:
+            self.watch(model, optimizer)
+
+    def watch(self, model: nn.Module, optimizer: Any, *, steps: int | None = None, train: Any = None, task: Task | None = None) -> Self:
+        """Name the model and the optimizer where they were not known when the recorder was made; also, if they differ from what was said
+        then, the number of steps, the data and the task of the first stage."""
+        given = {"steps": steps, "train": train, "task": task}
+        return self._begin(model, optimizer, **{**self._first, **{k: v for k, v in given.items() if v is not None}})
+
+    def stage(
+        self,
+        name: str,
+        *,
+        train: Any,
+        optimizer: Any,
+        task: Task | None = None,
+        checkpoints: int | Sequence[int] | None = None,
+        steps: int | None = None,
+        reduction: str | None = None,
+    ) -> Self:
+        """Begin a further stage with its own data (whose examples become further columns of the scores), optimizer, and perhaps task."""
+        if self._watched is None:
+            raise RunError(f"a stage {name!r} before the first one began", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
+        model = self._watched.model
+        self._end_stage()
+        given = {"task": task, "checkpoints": checkpoints, "reduction": reduction}
+        return self._begin(model, optimizer, **{**self._first, **{k: v for k, v in given.items() if v is not None}, "name": name, "train": train, "steps": steps})
+
+    def _begin(self, model: nn.Module, optimizer: Any, *, name: str, train: Any, task: Task, checkpoints: Any, steps: int | None, reduction: str) -> Self:
+        if reduction not in REDUCTIONS:
+            raise InputError(f"reduction={reduction!r}", f"one of {REDUCTIONS}", "say how your loop makes one loss of a batch's losses")
+        if name in [stage["name"] for stage in self.journal.manifest["stages"]]:
+            raise InputError(f"a second stage named {name!r}", "a name of its own for each stage", "rename one of them")
+        model, optimizer = bare(model), unwrapped(optimizer)
+        record, examples = describe(optimizer, model), Examples(train, task.collate)
+        if len(examples) == 0:
+            raise InputError("an empty training set", "at least one example", "pass the dataset that the indices of recorder.step count in")
+        self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction))
+        self._data.append((train, task))
+        self._watched = _Watched(model, optimizer, record, len(examples), Places(checkpoints, steps))
+        if self.taken == 0:
+            self._save(0)
+        return self
+
+    def step(self, indices: Any, *, clip: float = 1.0) -> None:
+        """Record the optimizer step just taken.
+
+        Args:
+            indices: the ids, in the stage's dataset, of the examples whose losses made its gradient (all micro-batches together).
+            clip: the factor that gradient clipping multiplied the gradient with; ``max_norm / total_norm`` will do (above 1 counts as 1).
+
+        A step that a gradient scaler skipped is recorded as one that moved nothing.
+
+        Raises:
+            InputError: ids out of range. RunError: before ``watch``, or several optimizer steps since the last record.
+        """
+        watched = self._watched
+        if watched is None:
+            raise RunError("recorder.step() before recorder.watch()", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
+        ids = _ids(indices, watched.size)
+        rows = watched.rows(len(self.journal.manifest["stages"]) - 1, self.taken + 1, min(1.0, float(clip)), len(ids))
+        self.taken += 1
+        self.journal.log(rows, ids)
+        since = self.taken - self.journal.manifest["stages"][-1]["start"]
+        if watched.places.wanted(since):
+            self._save(self.taken)
+            start = self.taken - since
+            self.journal.drop([start + s for s in watched.places.thin()])
+
+    def _save(self, step: int) -> None:
+        watched = self._watched
+        assert watched is not None
+        self.journal.manifest["stages"][-1]["stop"] = step
+        self.journal.save(step, watched.model, second_moments(watched.optimizer, watched.model))
+
+    def _end_stage(self) -> None:
+        watched, stage = self._watched, self.journal.manifest["stages"][-1]
+        assert watched is not None
+        since = self.taken - stage["start"]
+        if since == 0:
+            raise RunError(f"the stage {stage['name']!r} ends without a step", "recorder.step(indices) after every optimizer.step()", "add that line to the loop")
+        if not watched.moved:
+            raise RunError(
+                f"the stage {stage['name']!r} recorded {since} steps, but its optimizer took none",
+                "the optimizer that the loop steps",
+                "pass that very object to the recorder",
+            )
+        if str(self.taken) not in self.journal.manifest["checkpoints"]:
+            watched.places.wanted(since, final=True)
+            self._save(self.taken)
+        self.journal.drop([stage["start"] + s for s in watched.places.settle(since)])
+        watched.release()
+
+    def finish(self) -> Run:
+        """End the recording; the run, ready for ``hw.trace`` (its model is a copy of the trained one)."""
+        if self._watched is None:
+            raise RunError("a recorder that never saw a model", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
+        watched = self._watched
+        if not self.journal.manifest["finished"]:
+            self._end_stage()
+            self.journal.manifest["finished"] = True
+            self.journal.flush()
+        model = watched.model
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        stages = stages_of(self.journal.manifest, [d for d, _ in self._data], [t for _, t in self._data])
+        return Run(self.journal.path, self.journal.manifest, stages, lambda: copy.deepcopy(model), device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._watched is not None:
+            self._watched.release()
+
+
+class _Watched:
+    """A model and its optimizer within one stage: counts optimizer steps and notes what each group's settings were at that moment."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, record: OptimizerRecord, size: int, places: Places) -> None:
+        self.model, self.optimizer, self.record, self.size, self.places = model, optimizer, record, size, places
+        self.pending: list[list[dict[str, Any]]] = []
+        self.moved = False
+        self._hook = optimizer.register_step_pre_hook(self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.pending.append([dict(group, params=None) for group in self.optimizer.param_groups])
+
+    def release(self) -> None:
+        self._hook.remove()
+
+    def rows(self, stage: int, step: int, clip: float, batch: int) -> np.ndarray:
+        """The rows of :data:`STEPS` for the step since the last call."""
+        if len(self.pending) > 1:
+            raise RunError(
+                f"{len(self.pending)} optimizer steps since the last recorder.step()",
+                "recorder.step(indices) after every optimizer.step()",
+                "call it once per optimizer step, with the examples of all micro-batches",
+            )
+        groups = self.pending.pop() if self.pending else None
+        self.moved |= groups is not None
+        out = np.zeros(len(self.record.groups), STEPS)
+        out["stage"], out["step"], out["clip"], out["batch"], out["group"] = stage, step, clip, batch, np.arange(len(out))
+        if groups is not None:
+            if len(groups) != len(out):
+                raise RunError(f"an optimizer with {len(groups)} groups that had {len(out)}", "the same groups during a stage", "begin a new stage: recorder.stage(...)")
+            out["rate"] = [float(g["lr"]) for g in groups]
+            out["momentum"] = [float(g.get("momentum", 0.0)) for g in groups]
+            out["decay"] = [float(g["weight_decay"]) for g in groups]
+        return out
+
+
+def stage_facts(name: str, start: int, task: Task, examples: Examples, record: OptimizerRecord, reduction: str) -> dict[str, Any]:
+    """What the manifest says of a stage."""
+    return {
+        "name": name,
+        "start": start,
+        "stop": start,
+        "task": task.describe(),
+        "data": {"examples": len(examples), "fingerprint": fingerprint(examples)},
+        "optimizer": record.to_json(),
+        "reduction": reduction,
+    }
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _ids(indices: Any, size: int) -> np.ndarray:
+    ids = (indices.detach().cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)).reshape(-1)
+    if ids.dtype.kind not in "iu" or len(ids) == 0:
+        raise InputError(f"indices of type {ids.dtype} and length {len(ids)}", "the integer ids of the batch's examples", "recorder.step(indices)")
+    if ids.min() < 0 or ids.max() >= size:
+        raise InputError(f"indices from {ids.min()} to {ids.max()}", f"ids from 0 to {size - 1}", "count examples in the dataset that the recorder was given")
+    return ids.astype(np.uint32)
+
+

@@ -1,0 +1,335 @@
+"""A recorded training, read back: its stages, checkpoints, and how fast it moved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headwater.errors import DataMismatch, InputError, MissingCheckpoint, ModelMismatch, RunError
+from headwater.store import Store, read_json, read_log, read_tensors
+from headwater.tasks import Examples, Task, fingerprint
+from headwater.training.journal import SCHEMA, checkpoint_file, state_of
+from headwater.training.optimizers import ADAM, MOMENT, Group, OptimizerRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One stage of training: steps (start, stop], its data under its task, and the columns that its examples have in the scores."""
+
+    index: int
+    name: str
+    start: int
+    stop: int
+    data: Examples
+    task: Task
+    optimizer: OptimizerRecord
+    fingerprint: str
+    reduction: str
+    columns: range
+
+    @property
+    def size(self) -> int:
+        """How many examples it trained on."""
+        return len(self.data)
+
+    @property
+    def trainable(self) -> frozenset[str]:
+        """The parameters that it moved."""
+        return self.optimizer.names
+
+    def checkpoints(self, steps: Sequence[int]) -> tuple[int, ...]:
+        """Those of ``steps`` that lie in this stage."""
+        return tuple(step for step in steps if self.start < step <= self.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A recorded training. Made by ``Recorder.finish()``, :meth:`open` or :meth:`from_checkpoints`.
+
+    ``path``: the run directory. ``stages``: in the order of training. ``device``: where the model is put to be traced.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    stages: tuple[Stage, ...]
+    build: Callable[[], nn.Module]
+    device: torch.device
+
+    @classmethod
+    def open(cls, path: str | Path, *, build: Callable[[], nn.Module], train: Any, task: Any, device: torch.device | str | None = None) -> Run:
+        """Read a run directory.
+
+        Args:
+            path: the directory.
+            build: ``() -> model`` of the recorded architecture; its weights do not matter.
+            train: the dataset it was trained on; of several stages a mapping by their names, or a sequence in their order.
+            task: the task; of several stages likewise, or one for all.
+            device: where to put the model; default: where ``build`` puts it.
+
+        Raises:
+            RunError: no run there, or written by another version. DamagedFile, DataMismatch, ModelMismatch: what their names say.
+        """
+        place = Path(path)
+        if not (place / "manifest.json").exists():
+            raise RunError(f"{place} holds no run (no manifest.json)", "a directory written by hw.Recorder", "check the path; a recording that was killed at once leaves nothing")
+        manifest = read_json(place / "manifest.json")
+        if manifest.get("schema") != SCHEMA:
+            raise RunError(f"the run {place} has schema {manifest.get('schema')}", f"schema {SCHEMA}", "record it again, or use the version that wrote it")
+        facts = _lived(manifest)
+        stages = stages_of(manifest, _spread(train, facts, "train", Examples), _spread(task, facts, "task", Task))
+        for stage in stages:
+            _check_data(stage, facts[stage.index])
+            _check_task(stage, facts[stage.index])
+        if not manifest["finished"]:
+            warnings.warn(f"the run {place} was not recorded to its end; it is read up to its last checkpoint, step {stages[-1].stop}", stacklevel=2)
+        with torch.random.fork_rng(devices=[]):
+            model = build()
+        _check_model(model, manifest, place)
+        found = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return cls(place, manifest, stages, build, torch.device(device) if device is not None else found)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        path: str | Path,
+        checkpoints: Mapping[int, Any],
+        *,
+        build: Callable[[], nn.Module],
+        train: Any,
+        task: Task,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        rates: Callable[[int], float] | Sequence[float] | None = None,
+        batch_size: int = 1,
+        states: Mapping[int, Any] | None = None,
+        reduction: str = "mean",
+        overwrite: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Run:
+        """A run from checkpoints that lie around, for training that was not recorded but whose schedule is known.
+
+        Args:
+            path: a directory for the run (weights are copied into it; curvature and scores will be kept there).
+            checkpoints: step -> a state dict, or the path of one (.safetensors, or a torch file of tensors). The last is the final model.
+            optimizer: ``(model) -> optimizer`` as in training, with its learning rate, momentum and weight decay.
+            rates: the learning rate of each step: a function of the step (from 1), or as many numbers as the last checkpoint's step;
+                default: the optimizer's own, throughout.
+            batch_size: examples per step (matters only with ``reduction="sum"``).
+            states: step -> the optimizer's state dict, or its path: needed for Adam, whose second moments shape its steps.
+
+        Raises:
+            ModelMismatch: a state dict that does not fit. InputError: a schedule of the wrong length, Adam without states.
+        """
+        from headwater.training.rebuild import write_run  # it writes what this module reads
+
+        write_run(path, checkpoints, build, train, task, optimizer, rates, batch_size, states or {}, reduction, overwrite)
+        return cls.open(path, build=build, train=train, task=task, device=device)
+
+    # -- what there is ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def store(self) -> Store:
+        """What is computed from the run (curvature, unfinished scores) is kept in its directory."""
+        return Store(self.path)
+
+    @cached_property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps with recorded weights, ascending: the first is 0 (before training) where it was recorded, the last the final model."""
+        return tuple(sorted(int(step) for step in self.manifest["checkpoints"]))
+
+    @property
+    def finished(self) -> bool:
+        """Whether training was recorded to its end."""
+        return bool(self.manifest["finished"])
+
+    @property
+    def size(self) -> int:
+        """How many training examples there are, over all stages: the columns of the scores."""
+        return sum(stage.size for stage in self.stages)
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{s.name}: steps {s.start + 1}..{s.stop}, {s.size:,} examples, {s.optimizer.kind}" for s in self.stages)
+        return f"Run({str(self.path)!r}; {stages}; checkpoints at {list(self.checkpoints)}{'' if self.finished else '; not finished'})"
+
+    # -- weights ---------------------------------------------------------------------------------------------------------------
+
+    def weights_hash(self, step: int) -> str:
+        """The checksum of a checkpoint's file. Raises MissingCheckpoint."""
+        held = self.manifest["checkpoints"].get(str(step))
+        if held is None:
+            raise MissingCheckpoint(f"no checkpoint of step {step} in {self.path}", f"one of {list(self.checkpoints)}", "record that step: hw.Recorder(checkpoints=[...])")
+        return held
+
+    def _tensors(self, step: int) -> dict[str, Tensor]:
+        checksum, file = self.weights_hash(step), checkpoint_file(self.path, step)
+        if not file.exists():
+            raise MissingCheckpoint(
+                f"{file} is missing; the manifest names it", "the file as it was recorded", "restore it from a copy, or record the training again"
+            )
+        return read_tensors(file, checksum)
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Parameters and buffers by name at a checkpoint, on the CPU. Raises MissingCheckpoint, DamagedFile."""
+        return {n: t for n, t in self._tensors(step).items() if not n.startswith(MOMENT)}
+
+    def second_moments(self, step: int) -> dict[str, Tensor]:
+        """Adam's bias-corrected second moments by parameter name at a checkpoint; empty for SGD."""
+        return {n.removeprefix(MOMENT): t for n, t in self._tensors(step).items() if n.startswith(MOMENT)}
+
+    def model(self) -> nn.Module:
+        """A model of the recorded architecture in eval mode, on the run's device; weights as ``build`` left them (see :meth:`load`)."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.build()
+        _check_model(model, self.manifest, self.path)
+        return model.to(self.device).eval()
+
+    def load(self, model: nn.Module, step: int) -> nn.Module:
+        """Put a checkpoint's weights into a model of this run; the model."""
+        model.load_state_dict(self.weights(step), strict=False)
+        return model
+
+    # -- how fast it moved -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """One row per step and parameter group (see :data:`headwater.training.journal.STEPS`). Raises DamagedFile."""
+        return read_log(self.path / "steps.npy", self.manifest["steps"])
+
+    def order(self, step: int) -> np.ndarray:
+        """The ids, in its stage's dataset, of the examples that a step (from 1) saw. Raises RunError where that was not recorded."""
+        ids = self._ids
+        first = self.steps[self.steps["group"] == 0]
+        if len(ids) != int(first["batch"].sum()):
+            raise RunError(f"the run {self.path} does not know which examples its steps saw", "a run recorded by hw.Recorder", "record the training")
+        ends = self._ends
+        return ids[ends[step - 1] : ends[step]]
+
+    @cached_property
+    def _ids(self) -> np.ndarray:
+        return read_log(self.path / "order.npy", self.manifest["order"])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        first = self.steps[self.steps["group"] == 0]
+        return np.concatenate([[0], np.cumsum(first["batch"], dtype=np.int64)])
+
+    def _groups(self, start: int, stop: int) -> Iterator[tuple[Group, np.ndarray, np.ndarray]]:
+        """Each group that moved over steps (start, stop]: the group, effective rates (steps,), decay coefficients (steps,)."""
+        rows = self.steps[(self.steps["step"] > start) & (self.steps["step"] <= stop)]
+        for stage in self.stages:
+            for number, group in enumerate(stage.optimizer.groups):
+                mine = rows[(rows["stage"] == stage.index) & (rows["group"] == number)]
+                if not len(mine):
+                    continue
+                scale = mine["batch"].astype(float) if stage.reduction == "sum" else np.ones(len(mine))
+                by = mine["clip"] * (mine["batch"].astype(float) if stage.reduction == "sum" else 1.0)  # what the mean gradient is multiplied with
+                rate = mine["rate"] * by
+                decay = mine["decay"] / np.where(by > 0, by, 1.0)  # decay acts on the weights themselves, whatever happens to the gradient
+                if stage.optimizer.kind != ADAM:
+                    rate = rate * np.where(mine["momentum"] > 0, 1 - group.dampening, 1.0) / (1 - mine["momentum"])
+                yield group, rate, decay
+
+    def rates(self, start: int, stop: int) -> dict[str, float]:
+        """Effective learning rates by parameter, summed over steps (start, stop].
+
+        A step counts as ``rate * clip`` for Adam, and ``rate * clip * (1 - dampening) / (1 - momentum)`` for SGD with momentum, also
+        Nesterov's: the speed that a constant gradient reaches (Bae et al. 2024, App. B). With ``reduction="sum"`` times the batch's size.
+        """
+        total: dict[str, float] = {}
+        for group, rate, _ in self._groups(start, stop):
+            for name in group.names:
+                total[name] = total.get(name, 0.0) + float(rate.sum())
+        return total
+
+    def decays(self, start: int, stop: int) -> dict[str, float]:
+        """Weight decay by parameter over steps (start, stop]: the mean of the steps' coefficients, weighted by their effective rates."""
+        rate_sum: dict[str, float] = {}
+        product: dict[str, float] = {}
+        for group, rate, decay in self._groups(start, stop):
+            for name in group.names:
+                rate_sum[name] = rate_sum.get(name, 0.0) + float(rate.sum())
+                product[name] = product.get(name, 0.0) + float((rate * decay).sum())
+        return {name: product[name] / total if total else 0.0 for name, total in rate_sum.items()}
+
+
+# -------------------------------------------------------------------------------------------------------------- making stages
+
+
+def _lived(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages that took a step before their last checkpoint (a killed training may leave one that did not)."""
+    found = [stage for stage in manifest["stages"] if stage["stop"] > stage["start"]]
+    if not found:
+        raise RunError("a run without a checkpoint after its first step", "at least one", "training ended too early: record it again")
+    return found
+
+
+def stages_of(manifest: dict[str, Any], data: Sequence[Any], tasks: Sequence[Task]) -> tuple[Stage, ...]:
+    """The manifest's stages with their data and tasks."""
+    out: list[Stage] = []
+    column = 0
+    for index, (facts, train, task) in enumerate(zip(_lived(manifest), data, tasks, strict=False)):
+        examples = Examples(train, task.collate)
+        columns = range(column, column + len(examples))
+        record = OptimizerRecord.from_json(facts["optimizer"])
+        out.append(
+            Stage(index, facts["name"], facts["start"], facts["stop"], examples, task, record, facts["data"]["fingerprint"], facts["reduction"], columns)
+        )
+        column = columns.stop
+    return tuple(out)
+
+
+def _spread(given: Any, facts: list[dict[str, Any]], what: str, kind: type) -> list[Any]:
+    """What was passed for ``train`` or ``task``, one for each stage."""
+    names = [stage["name"] for stage in facts]
+    if isinstance(given, Mapping) and set(names) <= set(given):
+        return [given[name] for name in names]
+    if len(names) == 1 or isinstance(given, kind):
+        return [given] * len(names)
+    if isinstance(given, list | tuple) and len(given) == len(names):
+        return list(given)
+    raise InputError(f"one {what} for a run of {len(names)} stages", f"one for each stage: {names}", f"pass {what}={{{names[0]!r}: ..., {names[1]!r}: ...}}")
+
+
+def _check_data(stage: Stage, facts: dict[str, Any]) -> None:
+    count, expected = facts["data"]["examples"], facts["data"]["fingerprint"]
+    if stage.size != count:
+        raise DataMismatch(
+            f"a dataset of {stage.size:,} examples for stage {stage.name!r}", f"the {count:,} that it was recorded with", "pass the dataset that the model was trained on"
+        )
+    found = fingerprint(stage.data)
+    if found != expected:
+        raise DataMismatch(
+            f"a dataset for stage {stage.name!r} whose content differs from the recorded one ({found[:20]} now, {expected[:20]} then)",
+            "the same examples, unchanged and in the same order",
+            "undo the change (a fixed order, no random augmentation), or record the training again",
+        )
+
+
+def _check_task(stage: Stage, facts: dict[str, Any]) -> None:
+    if not hasattr(stage.task, "describe"):
+        raise InputError(f"a {type(stage.task).__name__} where a task belongs", "a hw.tasks.Task", "hw.tasks.Classification(), say")
+    found = stage.task.describe()
+    differing = [f"{k}: {facts['task'].get(k)!r} then, {found.get(k)!r} now" for k in {**facts["task"], **found} if facts["task"].get(k) != found.get(k)]
+    if differing:
+        raise RunError(f"another task for stage {stage.name!r} than it was recorded with ({'; '.join(differing)})", "the task of the training", "pass that one")
+
+
+def _check_model(model: nn.Module, manifest: dict[str, Any], path: Path) -> None:
+    found = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in state_of(model).items()}
+    expected = manifest["tensors"]
+    for name in [*expected, *(n for n in found if n not in expected)]:
+        if found.get(name) != expected.get(name):
+            then, now = (f"{w[name][0]} {w[name][1]}" if name in w else "not there" for w in (expected, found))
+            raise ModelMismatch(
+                f"a model whose {name!r} is {now}; in the run {path} it is {then}",
+                "the architecture that was recorded",
+                "make build() return that model (the same classes, sizes, dtype, and weights tied alike)",
+            )
+
