@@ -6,7 +6,24 @@
 """
 
 from headwater.report.page import render, write
-from headwater.report.parts import Attribution, Axis, Bar, Bars, Card, Curve, Figure, Figures, Gallery, Line, Page, Part, Prose, Section, Series, Table
+from headwater.report.parts import (
+    Attribution,
+    Axis,
+    Bar,
+    Bars,
+    Card,
+    Curve,
+    Figure,
+    Figures,
+    Gallery,
+    Line,
+    Page,
+    Part,
+    Prose,
+    Section,
+    Series,
+    Table,
+)
 from headwater.report.text import text
 
 __all__ = [

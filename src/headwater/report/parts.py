@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -79,7 +80,10 @@ class Bars:
         rows: :class:`Bar`, or (label, value, low, high, note).
         lines: :class:`Line`, or (label, value): a noise ceiling, chance.
         axis: what is measured, in words.
-        best: the label of the bar to set off; default: the largest value.
+        best: the label of the bar to set off; default: the largest value. ``""`` sets none off.
+
+    >>> Bars((("Grad-Dot", .12), ("SOURCE", .42, .37, .47)), lines=(("noise ceiling", .7),), axis="LDS").leader
+    1
     """
 
     rows: tuple[Bar, ...]
@@ -93,6 +97,17 @@ class Bars:
         for bar in self.rows:
             if (bar.low is None) != (bar.high is None):
                 raise InputError(f"The bar {bar.label!r} has one end of an interval.", "low and high, or neither")
+        if self.best and self.best not in [bar.label for bar in self.rows]:
+            raise InputError(f"best={self.best!r} is no bar.", f"one of {[bar.label for bar in self.rows]}, '' for none, or nothing for the largest")
+
+    @property
+    def leader(self) -> int | None:
+        """Which bar is set off; None where none stands out."""
+        if self.best is not None:
+            return next((k for k, bar in enumerate(self.rows) if bar.label == self.best), None)
+        values = [-math.inf if bar.value is None or math.isnan(bar.value) else bar.value for bar in self.rows]
+        top = max(values, default=-math.inf)
+        return values.index(top) if values.count(top) == 1 and top > min(values) else None
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,12 @@ class Curve:
     """Lines over one pair of axes.
 
     Args:
-        series: :class:`Series`, or (name, x, y).
+        series: :class:`Series`, or (name, x, y). A y that is None or NaN is a gap in the line.
         x, y: :class:`Axis`, or its label.
+
+    >>> curve = Curve((("ours", [0, .5, 1], [0, .9, 1]), ("chance", [0, 1], [0, 1], "reference")), "checked", Axis("found", form="percent"))
+    >>> curve.series[1].role, curve.x.label
+    ('reference', 'checked')
     """
 
     series: tuple[Series, ...]
@@ -115,6 +134,11 @@ class Curve:
         for s in self.series:
             if len(s.x) != len(s.y) or not s.x:
                 raise InputError(f"The series {s.name!r} has {len(s.x)} x and {len(s.y)} y values.", "as many of one as of the other, at least one")
+            if s.role not in ("measured", "reference"):
+                raise InputError(f"The series {s.name!r} has the role {s.role!r}.", "'measured' or 'reference'")
+        for axis in (self.x, self.y):
+            if axis.form not in ("number", "percent"):
+                raise InputError(f"The axis {axis.label!r} has the form {axis.form!r}.", "'number' or 'percent'")
 
 
 @dataclass(frozen=True)
@@ -144,6 +168,9 @@ class Card:
         score: its signed score, or None (a query has none).
         stderr: standard error of the score, in its unit, or None.
         flag: something to notice ("label was flipped"), or None.
+
+    >>> Card("#412", "label 3", image=np.zeros((28, 28), np.uint8), score=.5, stderr=.1, flag="label was flipped").interval
+    (0.3, 0.7)
     """
 
     title: str
@@ -157,7 +184,7 @@ class Card:
     def __post_init__(self) -> None:
         if self.image is not None:
             picture = np.asarray(self.image)
-            if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.ndim == 3 and picture.shape[2] == 3) or not picture.size:
+            if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)) or not picture.size:
                 raise InputError(
                     f"The image of {self.title!r} has shape {picture.shape} and type {picture.dtype}.",
                     "uint8 (height, width) or (height, width, 3)",
@@ -165,11 +192,27 @@ class Card:
                 )
             _set(self, "image", picture)
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Two standard errors each way; None where there is no finite one."""
+        if self.score is None or self.stderr is None or not math.isfinite(self.score) or not math.isfinite(self.stderr):
+            return None
+        return self.score - 2 * self.stderr, self.score + 2 * self.stderr
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the interval covers zero."""
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
+
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """A query, the training examples that pushed its measurement up most (``proponents``, strongest first) and those that pushed it
-    down most (``opponents``, strongest first). Bars of all its cards share one scale."""
+    down most (``opponents``, strongest first). Bars of all its cards share one scale.
+
+    >>> Attribution(Card("#7", "predicted 3"), proponents=(Card("#412", score=.5),), opponents=(Card("#9", score=-2.0),)).scale
+    2.0
+    """
 
     query: Card
     proponents: tuple[Card, ...] = ()
@@ -181,8 +224,8 @@ class Attribution:
 
     @property
     def scale(self) -> float:
-        """The largest absolute score among the cards; 1 where there is none."""
-        return max((abs(card.score) for card in self.proponents + self.opponents if card.score), default=1.0)
+        """The farthest that a bar or a whisker reaches; 1 where none does."""
+        return _scale(self.proponents + self.opponents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +236,11 @@ class Gallery:
 
     def __post_init__(self) -> None:
         _set(self, "cards", tuple(self.cards))
+
+    @property
+    def scale(self) -> float:
+        """The farthest that a bar or a whisker reaches; 1 where none does."""
+        return _scale(self.cards)
 
 
 Part = Prose | Figures | Bars | Curve | Table | Attribution | Gallery
@@ -235,9 +283,14 @@ def _set(record: Any, name: str, value: Any) -> None:
     object.__setattr__(record, name, value)
 
 
+def _scale(cards: Iterable[Card]) -> float:
+    ends = [end for card in cards if card.score is not None for end in (card.score, *(card.interval or ()))]
+    return max((abs(end) for end in ends if math.isfinite(end)), default=0.0) or 1.0
+
+
 def _records(kind: Any, rows: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(kind(*row) for row in rows)
 
 
 def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    return tuple(float(v) for v in values)
+    return tuple(math.nan if v is None else float(v) for v in values)

@@ -1,0 +1,70 @@
+"""Examples as cards: attributions and galleries as html."""
+
+from __future__ import annotations
+
+from headwater.report import svg
+from headwater.report.markup import Markup, escaped, tag
+from headwater.report.parts import Attribution, Card, Gallery
+from headwater.report.png import data_uri
+from headwater.report.words import ERRORS, NONE, NOTHING, OPPONENTS, PROPONENTS, marker, score
+
+PIXELS = 96  # images up to this size are drawn with crisp pixels, larger ones are photographs and drawn smooth
+
+
+def attribution(part: Attribution) -> Markup:
+    """The query at the left, large; the training examples that pushed it up, then those that pushed it down, at the right."""
+    query = tag("div", tag("h3", "Query"), _card(part.query, 1.0, "query"), class_="asked")
+    rows = [_row(PROPONENTS, part.proponents, part.scale), _row(OPPONENTS, part.opponents, part.scale)]
+    body = tag("div", query, tag("div", rows, class_="answers"), class_="attribution-body")
+    return tag("article", body, _errors(part.proponents + part.opponents), class_="panel attribution", data_testid="attribution")
+
+
+def gallery(part: Gallery) -> Markup:
+    """Cards side by side."""
+    if not part.cards:
+        return tag("p", NOTHING, class_="nothing", data_testid="gallery")
+    return tag("div", _cards(part.cards, part.scale), _errors(part.cards), class_="panel gallery", data_testid="gallery")
+
+
+def _row(heading: tuple[str, str], cards: tuple[Card, ...], scale: float) -> Markup:
+    title = tag("h3", heading[0], " ", tag("small", heading[1]))
+    body = _cards(cards, scale) if cards else tag("p", NONE, class_="nothing")
+    return tag("section", title, body, class_=heading[0].lower(), data_testid=heading[0].lower())
+
+
+def _cards(cards: tuple[Card, ...], scale: float) -> Markup:
+    wordy = any(card.text for card in cards)
+    return tag("ol", [tag("li", _card(card, scale, "card")) for card in cards], class_="cards wordy" if wordy else "cards")
+
+
+def _card(card: Card, scale: float, testid: str) -> Markup:
+    parts = [
+        card.image is not None and _picture(card),
+        # right under the picture, so that the bars of a row line up whatever the texts below
+        card.score is not None and _score(card, scale),
+        tag("p", card.title, class_="title"),
+        card.subtitle and tag("p", card.subtitle, class_="subtitle"),
+        card.flag and tag("p", tag("span", "⚑", aria_hidden="true"), " ", card.flag, class_="flag", data_testid="flag"),
+        card.text and tag("blockquote", card.text, tabindex="0"),
+    ]
+    return tag("div", parts, class_="card doubtful" if card.doubtful else "card", data_testid=testid)
+
+
+def _picture(card: Card) -> Markup:
+    crisp = max(card.image.shape[:2]) <= PIXELS
+    image = tag("img", src=data_uri(card.image), alt=f"Image of {card.title}", class_="crisp" if crisp else None, loading="lazy", decoding="async")
+    return tag("div", image, class_="picture")
+
+
+def _score(card: Card, scale: float) -> Markup:
+    """The number with its sign and a shape, and a bar that grows from the middle: to the right when it pushed up, to the left when down."""
+    span = svg.Span(-scale, scale, ())
+    whisker = svg.whisker(span, *card.interval, cap=7) if card.interval else None
+    bar = svg.drawing(svg.upright(span, 0.0, "zero"), svg.bar(span, card.score, thick=10), whisker, class_="push", width="100%", height=16)
+    sign = tag("span", marker(card.score), class_="sign up" if card.score > 0 else "sign down", aria_hidden="true")
+    value, error = score(card)
+    return escaped([bar, tag("p", sign, " ", tag("b", value), " ", error and tag("small", error), class_="score")])
+
+
+def _errors(cards: tuple[Card, ...]) -> Markup | None:
+    return tag("p", ERRORS, class_="legend-line") if any(card.stderr is not None and card.score is not None for card in cards) else None
