@@ -59,7 +59,8 @@ class Engine:
             state = _mean_state([self.run.weights(step) for step in weights])
             bad = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
             if bad:
-                raise NotFinite(f"NaN or infinite values in {bad[0]!r} at step {weights[-1]}", "finite weights", "trace the run up to an earlier checkpoint: training diverged")
+                given = f"NaN or infinite values in {bad[0]!r} at step {weights[-1]}"
+                raise NotFinite(given, "finite weights", "trace the run up to an earlier checkpoint: training diverged")
             held = sum(t.numel() * t.element_size() for s in self._states.values() for t in s.values())
             if held > CACHE:
                 self._states.clear()
@@ -102,7 +103,7 @@ class Engine:
         key = (row.curvature, row.pace, row.stage)
         if key not in self._flows:
             if row.curvature is None:
-                zero = torch.zeros((), device=self.run.device)
+                zero = torch.zeros((), dtype=torch.float64, device=self.run.device)  # the response of it is exact in any dtype
                 curvature: Curvature = Blockwise({name: Diagonal(zero) for name in self.capture.blocks})
             else:
                 curvature = self.curvature(row.curvature)
@@ -127,7 +128,7 @@ class Engine:
         for name, block in self.capture.blocks.items():
             if gains[name]:
                 inverse = {n: _preconditioner(n, moments, shapes[n], _epsilon(stage, n)).to(self.run.device) for n in block.parameters}
-                gains[name] = float(gains[name]) * block.pack(inverse)  # type: ignore[arg-type]
+                gains[name] = float(gains[name]) * block.pack(inverse)
         return gains
 
     def _decays(self, row: Row) -> tuple[dict[str, float], dict[str, float]]:
@@ -143,14 +144,6 @@ class Engine:
                 decoupled[name] = found.get(block.parameters[0], 0.0) * share[name] if row.pace is not None and row.pace.moments else 0.0
             elif group is not None:
                 decay[name] = found.get(block.parameters[0], 0.0)
-        return decay, decoupled
-        stage, share = self.run.stages[row.stage], self._share(row.pace)
-        for name, block in self.capture.blocks.items():
-            group = stage.optimizer.group_of(block.parameters[0]) if block.parameters[0] in stage.trainable else None
-            if group is not None and group.decoupled:
-                decoupled[name] = group.weight_decay * share[name] if row.pace is not None and row.pace.moments else 0.0
-            elif group is not None:
-                decay[name] = group.weight_decay
         return decay, decoupled
 
 

@@ -28,7 +28,7 @@ class Job:
         if self.resumed:
             saved = store.read(self.name)
             self.scores = [saved[f"scores.{m}"] for m in range(len(shapes))]
-            self.place = tuple(store.meta(self.name)["place"])  # type: ignore[assignment]
+            self.place = tuple(store.meta(self.name)["place"])
         self._saved = time.monotonic()
 
     def add(self, method: int, rows: slice, columns: np.ndarray, values: Tensor) -> None:

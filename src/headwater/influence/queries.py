@@ -83,7 +83,7 @@ def _shapes(example: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in leaves(example)]
 
 
-def methods_of(method: Any, kind: type) -> tuple[list[Any], bool]:
+def methods_of(method: Any, kind: type[Any]) -> tuple[list[Any], bool]:
     """The single methods in what was passed as ``method``, and whether a list is the answer's shape."""
     given = list(method) if isinstance(method, Sequence) else [method]
     out: list[Any] = []

@@ -69,7 +69,7 @@ def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice)
     for examples, row_of in zip(asked.examples, asked.rows, strict=True):
         ids = np.flatnonzero((row_of >= start) & (row_of < stop))
 
-        def process(batch: Batch, _: np.ndarray) -> Vectors:
+        def process(batch: Batch, _: np.ndarray) -> Queries:
             gradients = engine.capture.gradients(asked.measure, batch)
             return {name: vectors_of(gradient, factored=one_each) for name, gradient in gradients.items()}
 
@@ -132,7 +132,7 @@ class QuerySide:
 def contribution(seen: list[Seen], gradients: Gradients, paired: bool) -> list[Tensor]:
     """What a batch adds to each row's scores: (queries, n) for all pairs, (1, n) for query i with example i."""
     if paired:
-        dots = [sum(s.vectors[name].paired(g) for name, g in gradients.items()).unsqueeze(0) for s in seen]  # type: ignore[union-attr]
+        dots = [torch.stack([s.vectors[name].paired(g) for name, g in gradients.items()]).sum(0).unsqueeze(0) for s in seen]
     else:
         dots = [torch.zeros(0)] * len(seen)
         for name, gradient in gradients.items():
@@ -152,7 +152,7 @@ def contribution(seen: list[Seen], gradients: Gradients, paired: bool) -> list[T
 
 def _lengths(gradients: Gradients) -> Tensor:
     """Length of each example's gradient over all blocks, (n,)."""
-    return sum(g.square_norms() for g in gradients.values()).sqrt()  # type: ignore[union-attr, return-value]
+    return torch.stack([g.square_norms() for g in gradients.values()]).sum(0).sqrt()
 
 
 def score_pass(

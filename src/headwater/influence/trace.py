@@ -105,7 +105,8 @@ def trace(
     work = passes(tables, engine)
     plan = _plan(engine, tables, asked, memory)
     # the place in the job depends on chunks and batches: they are part of its name
-    key = content_hash("trace-1", _identity(run, tables, engine), [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], _name(asked.measure), plan.chunk, tolerance)
+    questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], _name(asked.measure)
+    key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, tolerance)
     tolerance = _tolerance(engine, tolerance)
     job = Job(run.store, key, [(asked.count, run.size)] * len(tables), _dtype(engine))
 

@@ -186,7 +186,7 @@ def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Que
 
 
 def _split(flow: Any, name: str, phi: Response, side: Side, tolerance: float) -> Split | None:
-    inner = getattr(flow, "flows", {}).get(name)
+    inner: Any = getattr(flow, "flows", {}).get(name)
     return inner.split(phi, tolerance) if isinstance(side, Factored) and hasattr(inner, "split") else None
 
 
@@ -200,4 +200,4 @@ def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
 
 def lengths_of(queries: Queries) -> Tensor:
     """Length of each query's vector over all blocks, (queries,)."""
-    return sum(side.square_norms() for side in queries.values()).sqrt()  # type: ignore[union-attr, return-value]
+    return torch.stack([side.square_norms() for side in queries.values()]).sum(0).sqrt()
