@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,24 @@ def test_no_check_is_thrown_away(path):
 )
 def test_the_search_for_such_lines_finds_known_ones(source, lines):
     assert list(silent_lines(source)) == lines
+
+
+def unreachable(source):
+    """Lines that follow a statement which never comes back: what an edit left behind."""
+    for node in ast.walk(ast.parse(source)):
+        for body in (getattr(node, part, None) for part in ("body", "orelse", "finalbody")):
+            for before, statement in pairwise(body) if isinstance(body, list) else ():
+                if isinstance(before, ast.Return | ast.Raise | ast.Continue | ast.Break):
+                    yield statement.lineno
+
+
+@each_file
+def test_nothing_follows_a_return(path):
+    assert list(unreachable(path.read_text())) == []
+
+
+def test_the_search_for_what_follows_a_return_finds_it():
+    assert list(unreachable("def f(x):\n    if x:\n        return 1\n        x = 2\n    raise ValueError\n    x = 3")) == [6, 4]
 
 
 # ---- disk is a format, not an object graph
