@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from headwater import report
 from headwater.errors import DamagedFile, InputError, MissingExtra
 from headwater.store import damaged, read_tensors, write_tensors
 
@@ -23,6 +24,7 @@ UNITS = {
     "rank only": "no unit: scores rank training examples, their size means nothing",
     "cosine": "no unit: cosines between -1 and 1",
 }
+SHOWN = 60  # queries on one page, so that it stays small enough to send
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,45 @@ class TrainingScores:
         frame = pandas.DataFrame(columns)
         frame.attrs.update(method=self.method, unit=self.unit, sign=SIGN)
         return frame
+
+    def to_html(
+        self,
+        path: str | Path,
+        queries: Any = None,
+        train: Any = None,
+        labels: Iterable[Any] | None = None,
+        k: int = 6,
+        flagged: Iterable[int] | Mapping[int, str] | None = None,
+    ) -> Path:
+        """Write one self-contained page: each query with its ``k`` strongest proponents and opponents, and what the scores mean.
+
+        Args:
+            path: the file.
+            queries, train: the examples themselves (as they were traced, and trained on): pictures are drawn, texts shown, of anything
+                else the first numbers. Without them cards have names only.
+            labels: what to write under each training example, one each; default: its label, where an example ends in one.
+            flagged: numbers of training examples to set off, or a mapping from number to what to say about it.
+
+        At most 60 queries are shown, the first ones; pick others with ``scores.at([...])``. Raises InputError, StorageError.
+        """
+        notes = None if labels is None else [f"label {label}" for label in labels]
+        if notes is not None and len(notes) != self.train:
+            raise InputError(f"{len(notes)} labels for {self.train} training examples", "one each", "pass a label for every column")
+        flags = dict(flagged) if isinstance(flagged, Mapping) else {int(i): "flagged" for i in flagged or ()}
+        asked = report.Exhibit(queries, self.query_names or [f"query {q}" for q in range(self.queries)])
+        shelf = report.Exhibit(train, self.train_names, notes, flags)
+        return report.write(self._page(asked, shelf, k), path)
+
+    def _page(self, asked: report.Exhibit, shelf: report.Exhibit, k: int) -> report.Page:
+        shown = range(min(self.queries, SHOWN))
+        found = [report.attribution(asked.card(q), self.values[q], None if self.stderr is None else self.stderr[q], shelf, k) for q in shown]
+        more = f"\n\nShown are the first {SHOWN} of {self.queries:,} queries." if self.queries > SHOWN else ""
+        sign = f"The sign: {SIGN}.\n\nThe unit: {UNITS.get(self.unit, self.unit)}."
+        doubt = "Scores are predictions. How far they can be trusted is measured by retraining: headwater.evaluate.lds."
+        reading = report.Section("How to read the scores", f"{sign}\n\n{doubt}{more}")
+        footer = [("method", self.method), *((key, str(value)) for key, value in self.provenance.items() if isinstance(value, str | int | float) and key != "method")]
+        subtitle = f"{self.queries:,} queries, {self.train:,} training examples, scored by {self.method}"
+        return report.Page("Owed to these training examples", subtitle, (reading, report.Section("Queries", parts=tuple(found))), tuple(footer))
 
     # -- files -----------------------------------------------------------------------------------------------------------------
 

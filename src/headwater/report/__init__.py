@@ -5,6 +5,7 @@
 (True, True)
 """
 
+from headwater.report.examples import Exhibit, attribution
 from headwater.report.page import render, write
 from headwater.report.parts import (
     Attribution,
@@ -33,6 +34,7 @@ __all__ = [
     "Bars",
     "Card",
     "Curve",
+    "Exhibit",
     "Figure",
     "Figures",
     "Gallery",
@@ -43,6 +45,7 @@ __all__ = [
     "Section",
     "Series",
     "Table",
+    "attribution",
     "render",
     "text",
     "write",
