@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from headwater.report import svg
 from headwater.report.markup import Markup, escaped, tag
 from headwater.report.parts import Attribution, Card, Gallery
 from headwater.report.png import data_uri
-from headwater.report.words import ERRORS, NONE, NOTHING, OPPONENTS, PROPONENTS, marker, score
+from headwater.report.words import ERRORS, NONE, NOTHING, OPPONENTS, PROPONENTS, marker, score_words
 
 PIXELS = 96  # images up to this size are drawn with crisp pixels, larger ones are photographs and drawn smooth
 
@@ -39,9 +41,9 @@ def _cards(cards: tuple[Card, ...], scale: float) -> Markup:
 
 def _card(card: Card, scale: float, testid: str) -> Markup:
     parts = [
-        card.image is not None and _picture(card),
+        card.image is not None and _picture(card.image, card.title),
         # right under the picture, so that the bars of a row line up whatever the texts below
-        card.score is not None and _score(card, scale),
+        card.score is not None and _score(card, card.score, scale),
         tag("p", card.title, class_="title"),
         card.subtitle and tag("p", card.subtitle, class_="subtitle"),
         card.flag and tag("p", tag("span", "⚑", aria_hidden="true"), " ", card.flag, class_="flag", data_testid="flag"),
@@ -50,19 +52,18 @@ def _card(card: Card, scale: float, testid: str) -> Markup:
     return tag("div", parts, class_="card doubtful" if card.doubtful else "card", data_testid=testid)
 
 
-def _picture(card: Card) -> Markup:
-    crisp = max(card.image.shape[:2]) <= PIXELS
-    image = tag("img", src=data_uri(card.image), alt=f"Image of {card.title}", class_="crisp" if crisp else None, loading="lazy", decoding="async")
-    return tag("div", image, class_="picture")
+def _picture(image: np.ndarray, title: str) -> Markup:
+    crisp = "crisp" if max(image.shape[:2]) <= PIXELS else None
+    return tag("div", tag("img", src=data_uri(image), alt=f"Image of {title}", class_=crisp, decoding="async"), class_="picture")
 
 
-def _score(card: Card, scale: float) -> Markup:
+def _score(card: Card, score: float, scale: float) -> Markup:
     """The number with its sign and a shape, and a bar that grows from the middle: to the right when it pushed up, to the left when down."""
     span = svg.Span(-scale, scale, ())
     whisker = svg.whisker(span, *card.interval, cap=7) if card.interval else None
-    bar = svg.drawing(svg.upright(span, 0.0, "zero"), svg.bar(span, card.score, thick=10), whisker, class_="push", width="100%", height=16)
-    sign = tag("span", marker(card.score), class_="sign up" if card.score > 0 else "sign down", aria_hidden="true")
-    value, error = score(card)
+    bar = svg.drawing(svg.upright(span, 0.0, "zero"), svg.bar(span, score, thick=10), whisker, class_="push", width="100%", height=16)
+    sign = tag("span", marker(score), class_="sign down" if score < 0 else "sign up", aria_hidden="true")
+    value, error = score_words(card)
     return escaped([bar, tag("p", sign, " ", tag("b", value), " ", error and tag("small", error), class_="score")])
 
 

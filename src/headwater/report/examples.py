@@ -99,9 +99,9 @@ def picture(part: Any) -> np.ndarray | None:
     if pixels.dtype == np.uint8:
         return pixels
     low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-    if pixels.dtype.kind == "f" and 0 <= low and high <= 1:
+    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif pixels.dtype.kind != "f" and 0 <= low and high <= 255:
+    elif pixels.dtype.kind != "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     span = high - low
     scaled = (pixels.astype(np.float64) - low) / (span if span > 0 else 1.0)

@@ -79,8 +79,8 @@ def ticks(low: float, high: float, about: int = 5) -> tuple[float, ...]:
     (0.0, 1e-15, 2e-15, 3e-15)
     """
     span, size = high - low, max(abs(low), abs(high))
-    if not math.isfinite(span):
-        return (low, 0.0, high)
+    if size > 1e307:  # the next round value might overflow
+        return (-size, 0.0, size)
     if span <= 1e-12 * size or size < 1e-300:  # a single value, to the precision of a float
         span = size if size >= 1e-300 else 1.0
     exponent = math.floor(math.log10(span / about))

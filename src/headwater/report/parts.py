@@ -191,6 +191,9 @@ class Card:
                     "for floats in 0..1: (image * 255).astype('uint8'); for (3, height, width): image.transpose(1, 2, 0)",
                 )
             _set(self, "image", picture)
+        for name in ("score", "stderr"):
+            if getattr(self, name) is not None:
+                _set(self, name, float(getattr(self, name)))
 
     @property
     def interval(self) -> tuple[float, float] | None:

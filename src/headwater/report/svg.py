@@ -60,8 +60,8 @@ def bar(span: Span, value: float | None, thick: float = 16) -> Markup:
     if value is None or not math.isfinite(value):
         return Markup()
     start, end = sorted((span.share(0.0), span.share(value)))
-    place = {"x": _percent(start), "width": _percent(end - start), "y": "50%", "height": thick, "transform": f"translate(0 {-thick / 2:g})"}
-    return tag("rect", **place, rx=2, class_="bar down" if value < 0 else "bar up")
+    kind, centred = "bar down" if value < 0 else "bar up", f"translate(0 {-thick / 2:g})"
+    return tag("rect", x=_percent(start), width=_percent(end - start), y="50%", height=thick, rx=2, transform=centred, class_=kind)
 
 
 def whisker(span: Span, low: float | None, high: float | None, cap: float = 8) -> Markup:

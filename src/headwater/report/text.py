@@ -112,7 +112,7 @@ def _cards(cards: tuple[Card, ...], scale: float) -> list[str]:
 def _card(card: Card, scale: float) -> tuple[str, ...]:
     if card.score is None:
         return "", "", card.title, card.subtitle, "", _flag(card)
-    score, error = words.score(card)
+    score, error = words.score_words(card)
     # the halves around zero; a nan stays out of both
     left = _strip(Span(-scale, 0.0, ()), min(0.0, card.score), _within(card.interval, -scale, 0.0), cells=10)
     right = _strip(Span(0.0, scale, ()), max(0.0, card.score), _within(card.interval, 0.0, scale), cells=10)
@@ -155,8 +155,9 @@ def _strip(
 ) -> str:
     """A bar from zero to the value in blocks; where it leaves room, its interval as ─ and reference lines as ┊."""
     strip = [" "] * cells
-    if interval and None not in interval and all(map(math.isfinite, interval)):
-        low, high = (span.share(end) * cells for end in interval)
+    ends = [span.share(end) * cells for end in interval or () if end is not None and math.isfinite(end)]
+    if len(ends) == 2:
+        low, high = ends
         strip[max(0, math.floor(low)) : math.ceil(high)] = "─" * (min(cells, math.ceil(high)) - max(0, math.floor(low)))
     for line in lines:
         if math.isfinite(line):

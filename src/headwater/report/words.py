@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def clean(text: object) -> str:
     >>> clean("a\\x1b[31mb")
     'a\ufffd[31mb'
     """
-    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", "\n"))
+    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -39,10 +40,10 @@ def marker(score: float) -> str:
     return "▲" if score > 0 else "▼" if score < 0 else "•"
 
 
-def score(card: Card) -> tuple[str, str]:
+def score_words(card: Card) -> tuple[str, str]:
     """A card's score with its sign, and its standard error; nothing for what it does not have.
 
-    >>> score(Card("#1", score=0.1234567, stderr=0.02)), score(Card("#2", score=-3.0)), score(Card("the query"))
+    >>> score_words(Card("#1", score=0.1234567, stderr=0.02)), score_words(Card("#2", score=-3.0)), score_words(Card("the query"))
     (('+0.123', '± 0.020'), ('−3.00', ''), ('', ''))
     """
     if card.score is None:
@@ -99,7 +100,7 @@ def _at(series: Series, x: float) -> float | None:
     if x in series.x:
         y = series.y[series.x.index(x)]
         return y if math.isfinite(y) else None
-    if list(series.x) != sorted(series.x) or not series.x[0] < x < series.x[-1]:
+    if not all(a <= b for a, b in pairwise(series.x)) or not series.x[0] < x < series.x[-1]:
         return None
     y = float(np.interp(x, series.x, series.y))
     return y if math.isfinite(y) else None
