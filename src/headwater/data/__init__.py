@@ -10,6 +10,7 @@ house: it knows tensors and nothing of models or methods. Sources and licences a
 from __future__ import annotations
 
 from importlib import resources
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from headwater.errors import InputError
 
 __all__ = ["CONCRETE_FEATURES", "concrete", "flip_labels", "mnist", "split"]
+
+Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
 CONCRETE_FEATURES = ("cement", "blast_furnace_slag", "fly_ash", "water", "superplasticizer", "coarse_aggregate", "fine_aggregate", "age")
 """The columns of ``concrete()``'s features: seven in kg per cubic metre of concrete, then the age in days."""
@@ -70,7 +73,7 @@ def concrete(standardize: bool = True) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(features).to(torch.float32), torch.from_numpy(strength).to(torch.float32)
 
 
-def split(data: tuple[Tensor, ...], train: int | float, seed: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def split(data: Columns, train: int | float, seed: int | None = None) -> tuple[Columns, Columns]:
     """Cut a batch of examples into a training and a test part.
 
     Args:
@@ -90,10 +93,9 @@ def split(data: tuple[Tensor, ...], train: int | float, seed: int | None = None)
     if not 0 < count < n:
         expected = f"a count from 1 to {n - 1}, or a fraction that leaves both parts some examples"
         raise InputError(f"train={train!r} of {n} examples", expected, "choose a smaller or larger part")
-    if seed is not None:
-        order = torch.from_numpy(_shuffled(n, seed))
-        data = tuple(column[order] for column in data)
-    return tuple(column[:count] for column in data), tuple(column[count:] for column in data)
+    order = torch.arange(n) if seed is None else torch.from_numpy(_shuffled(n, seed))
+    first, rest = (tuple(column[part] for column in data) for part in (order[:count], order[count:]))
+    return cast(Columns, first), cast(Columns, rest)
 
 
 def flip_labels(labels: Tensor, fraction: float = 0.05, seed: int = 0, classes: int | None = None) -> tuple[Tensor, Tensor]:
