@@ -39,7 +39,7 @@ class Engine:
     def of(cls, run: Run, batch_size: int | None) -> Engine:
         """Build the model, load the final weights, and prove per-example gradients on each stage's first two examples."""
         model = run.model()
-        run.load(model, run.checkpoints[-1])
+        model.load_state_dict(_finite(run.weights(run.checkpoints[-1]), run.checkpoints[-1]), strict=False)
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         trained = tuple(n for n in names if any(n in stage.trainable for stage in run.stages))
         group = {n: tuple(_group(stage, n) for stage in run.stages) for n in trained}
@@ -56,11 +56,7 @@ class Engine:
     def load(self, weights: Weights) -> None:
         """Put the (mean) weights of these steps into the model."""
         if weights not in self._states:
-            state = _mean_state([self.run.weights(step) for step in weights])
-            bad = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-            if bad:
-                given = f"NaN or infinite values in {bad[0]!r} at step {weights[-1]}"
-                raise NotFinite(given, "finite weights", "trace the run up to an earlier checkpoint: training diverged")
+            state = _mean_state([_finite(self.run.weights(step), step) for step in weights])
             held = sum(t.numel() * t.element_size() for s in self._states.values() for t in s.values())
             if held > CACHE:
                 self._states.clear()
@@ -164,6 +160,14 @@ def _preconditioner(name: str, moments: list[dict[str, Tensor]], shape: torch.Si
     if not found:
         return torch.zeros(shape)
     return 1.0 / (torch.stack([v.double() for v in found]).mean(0).sqrt() + eps).to(found[0].dtype)
+
+
+def _finite(state: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The state, if training had not diverged by then."""
+    bad = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise NotFinite(f"NaN or infinite values in {bad[0]!r} at step {step}", "finite weights", "trace the run up to an earlier checkpoint: training diverged")
+    return state
 
 
 def _mean_state(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def methods_of(method: Any, kind: type[Any]) -> tuple[list[Any], bool]:
     given = list(method) if isinstance(method, Sequence) else [method]
     out: list[Any] = []
     for item in given:
-        if not isinstance(item, kind):
+        if isinstance(item, type) or not isinstance(item, kind):
             raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", "construct it: hw.Source()")
         out += item.sweep() if isinstance(getattr(item, "damping", None), tuple) else [item]
     if not out:
