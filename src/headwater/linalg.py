@@ -58,10 +58,16 @@ class Operator(ABC):
         A gain that is not constant over the block is brought into the eigenbasis as the harmonic projection
         ``1 / diag(V^T P^-1 V)`` (exact when it commutes with H; the approximation for Adam, see :class:`headwater.Source`).
         """
-        uniform = not isinstance(gain, Tensor)
-        p = torch.full_like(self.spectrum, gain) if uniform else 1.0 / self.precision_in_basis(1.0 / gain)  # type: ignore[arg-type]
-        matrix = self.with_spectrum(p * (self.spectrum.clamp_min(0) + decay) + decoupled)
-        return Flow(matrix, p, gain * decay + decoupled if uniform else None)
+        if isinstance(gain, Tensor):
+            p, floor = self._harmonic(gain), None
+        else:
+            p, floor = torch.full_like(self.spectrum, gain), gain * decay + decoupled
+        return Flow(self.with_spectrum(p * (self.spectrum.clamp_min(0) + decay) + decoupled), p, floor)
+
+    def _harmonic(self, gain: Tensor) -> Tensor:
+        """``1 / diag(V^T diag(gain)^-1 V)``; a parameter that does not move (gain 0) holds every direction it has a part in."""
+        largest = torch.finfo(self.spectrum.dtype).max
+        return 1.0 / self.precision_in_basis((1.0 / gain.to(self.spectrum)).clamp_max(largest))
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The matrix itself, (size, size); for tests and small blocks."""

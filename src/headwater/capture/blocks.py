@@ -22,7 +22,8 @@ class Block:
 
     A matrix block (``matrix=True``) holds a weight viewed as (groups, out, in), transposed first where ``transpose``, and a bias
     as the last column where it has two parameters. ``given``: the side that is the layer's input, the same for every function of
-    the outputs ("right" for a linear layer, "left" where the roles are swapped, "" where its uses disagree).
+    the outputs ("right" for a linear layer, "left" where the roles are swapped, "" where its uses disagree). ``indexed``: the rows
+    are entries that are looked up (an embedding): they are never mixed.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Block:
     matrix: bool = False
     transpose: bool = False
     given: str = "right"
+    indexed: bool = False
 
     @property
     def size(self) -> int:
@@ -40,7 +42,7 @@ class Block:
         """Parameters, each with ``lead`` leading axes before its own, as one tensor (*leading, *shape)."""
         weight = values[self.parameters[0]]
         if not self.matrix:
-            return weight
+            return weight.reshape(*weight.shape[:lead], *self.shape)
         leading, (groups, out, _) = weight.shape[:lead], self.shape
         weight = (weight.mT if self.transpose else weight).reshape(*leading, groups, out, -1)
         if len(self.parameters) == 1:
@@ -113,6 +115,31 @@ class Lookup:
     def part(self, rows: slice) -> Lookup:
         return Lookup(self.index[rows], self.a[rows], self.entries)
 
+    def _owners(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The non-zero rows of all gradients: which example (k,), which entry (k,), and the row (k, width), repeats summed."""
+        example = torch.arange(len(self), device=self.index.device).unsqueeze(1)
+        keys, where = torch.unique(example * self.entries + self.index, return_inverse=True)
+        rows = self.a.new_zeros(len(keys), self.a.shape[-1]).index_add_(0, where.flatten(), self.a.flatten(0, 1))
+        return keys // self.entries, keys % self.entries, rows
+
+    def dot(self, queries: Tensor) -> Tensor:
+        """Inner products (queries, n) with ``queries`` (queries, 1, entries, width), by looking the entries up in them."""
+        step = max(1, CHUNK // max(1, len(queries) * self.a[0].numel()))
+        parts = zip(self.index.split(step), self.a.to(queries.dtype).split(step), strict=True)
+        return torch.cat([torch.einsum("qnsd,nsd->qn", queries[:, 0][:, index], a) for index, a in parts], 1)
+
+    def paired(self, queries: Tensor) -> Tensor:
+        example = torch.arange(len(self), device=self.index.device).unsqueeze(1)
+        return (queries[:, 0][example, self.index] * self.a.to(queries.dtype)).sum((1, 2))
+
+    def squares(self) -> Tensor:
+        _, entry, rows = self._owners()
+        return self.a.new_zeros(1, self.entries, self.a.shape[-1]).index_add_(1, entry, rows.square().unsqueeze(0))
+
+    def square_norms(self) -> Tensor:
+        example, _, rows = self._owners()
+        return self.a.new_zeros(len(self)).index_add_(0, example, rows.square().sum(1))
+
     def dense(self) -> Tensor:
         out = self.a.new_zeros(len(self), 1, self.entries, self.a.shape[-1])
         return out.scatter_add_(2, self.index[:, None, :, None].expand(-1, 1, -1, self.a.shape[-1]), self.a.unsqueeze(1))
@@ -145,6 +172,15 @@ class Rows:
     def dense(self) -> Tensor:
         return self.values
 
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> Rows:
+        turned = self.values if left is None else left.mT @ self.values
+        return Rows(turned if right is None else turned @ right)
+
+    def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
+        """``sum G G^T`` and ``sum G^T G``: without factors, the gradients' own second moments on either side."""
+        g = self.values
+        return ((g @ g.mT).sum(0) if want_left else None), ((g.mT @ g).sum(0) if want_right else None)
+
 
 Piece = Outer | Lookup | Rows
 
@@ -175,22 +211,31 @@ class BlockGradient:
         only = self.pieces[0]
         if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[1] == only.a.shape[2] == 1:
             return _rank_one_dot(queries[:, 0], only.g[:, 0, 0], only.a[:, 0, 0])
+        lookups = [piece for piece in self.pieces if isinstance(piece, Lookup)]
+        if lookups:  # entries by the ten thousand, of which an example touches few
+            rest = tuple(piece for piece in self.pieces if not isinstance(piece, Lookup))
+            total = sum(piece.dot(queries) for piece in lookups)
+            return total + BlockGradient(rest).dot(queries) if rest else total  # type: ignore[return-value]
         flat = queries.flatten(1)
         return torch.cat([flat @ self.dense(rows).flatten(1).to(flat.dtype).mT for rows in self.parts()], 1)
 
     def paired(self, queries: Tensor) -> Tensor:
         """Inner products (n,) of example i's gradient with query i."""
+        if len(self.pieces) == 1 and isinstance(self.pieces[0], Lookup):
+            return self.pieces[0].paired(queries)
         parts = [(queries[rows].flatten(1) * self.dense(rows).flatten(1).to(queries.dtype)).sum(1) for rows in self.parts()]
         return torch.cat(parts)
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> BlockGradient:
-        return BlockGradient(tuple(piece.rotated(left, right) for piece in self.pieces))  # type: ignore[union-attr]
+        return BlockGradient(tuple(piece.rotated(left, right) for piece in self.pieces))
 
     def squares(self) -> Tensor:
         """``sum_n G_n^2`` elementwise, (*shape): one matrix product where every example has a single position."""
         only = self.pieces[0]
         if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
             return torch.einsum("ngo,ngi->goi", only.g.squeeze(2).square(), only.a.squeeze(2).square())
+        if len(self.pieces) == 1 and isinstance(only, Lookup):
+            return only.squares()
         return sum(self.dense(rows).square().sum(0) for rows in self.parts())  # type: ignore[return-value]
 
     def square_norms(self) -> Tensor:
@@ -198,6 +243,8 @@ class BlockGradient:
         only = self.pieces[0]
         if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
             return (only.g.square().sum(-1) * only.a.square().sum(-1)).flatten(1).sum(1)
+        if len(self.pieces) == 1 and isinstance(only, Lookup):
+            return only.square_norms()
         return torch.cat([self.dense(rows).square().flatten(1).sum(1) for rows in self.parts()])
 
 

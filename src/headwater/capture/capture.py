@@ -14,7 +14,7 @@ layer's output gradient, example by example; nothing of the model is modified, a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from headwater.capture.blocks import Block, BlockGradient, Lookup, Outer, Piece, Rows
 from headwater.capture.fallback import Function, by_loop, by_vmap
-from headwater.capture.rules import Rule, refuse_batch_statistics, rule_of
-from headwater.errors import BatchCoupling, GradientMismatch, InputError, NotFinite, TaskError
-from headwater.tasks.batches import Batch, size, take
+from headwater.capture.rules import Rule, refuse_batch_statistics, refuse_training_mode, rule_of
+from headwater.capture.stream import is_out_of_memory
+from headwater.errors import BatchCoupling, GradientError, GradientMismatch, InputError, NotFinite, TaskError
+from headwater.tasks.batches import Batch, leaves, size, take
 
 Gradients = dict[str, BlockGradient]
+Call = tuple[str, int]
+"""A site's path, and which of its calls in one forward pass."""
 
 
 @dataclass
@@ -39,42 +42,76 @@ class Site:
     weight: str | None
     bias: str | None
     folded: bool = False
-    copies: bool = False  # its input is changed in place after it: keep a copy
+    expanded: bool = False  # its output did not show the examples and was expanded to them
+
+    def orientation(self, name: str) -> tuple[object, ...]:
+        """How this site lays a parameter out: sites that share it must agree."""
+        if name != self.weight:
+            return ("bias",)
+        return (self.rule.groups and self.rule.groups(self.module), self.rule.transpose)
 
 
 @dataclass
 class Use:
-    """One call of a site: its input, the zeros added to its output, and where the examples are (see :func:`layout`)."""
+    """One call of a site: its input, the zeros added to its output of shape ``shape``, and where the examples are (see :class:`Layout`)."""
 
     site: Site
     x: Tensor
-    version: int
     probe: Tensor
-    layout: str
+    how: str
+    shape: tuple[int, ...]
 
 
 @dataclass
 class Recording:
-    """What the hooks of one forward pass collect; ``layouts`` is given, or None while it is being found out."""
+    """What the hooks of one forward pass collect; ``layouts`` is given, or None while it is being found out. ``replays``: the probes'
+    shapes, while a checkpointed part of the forward pass is run again by the backward pass."""
 
     n: int
-    layouts: dict[tuple[str, int], str] | None
+    layouts: dict[Call, Layout] | None
     uses: list[Use] = field(default_factory=list)
-    shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[Call, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    replays: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] | None = None
+    coarsest: float = 0.0  # of the layers' outputs: the rounding that gradients carry
 
 
-def layout(one: tuple[int, ...] | None, two: tuple[int, ...] | None) -> str:
-    """Where the examples are in a layer's output, from its shapes for one and for two examples.
+@dataclass(frozen=True)
+class Layout:
+    """Where the examples are in a layer's output, and how many axes that output has.
 
-    "first": axis 0; "second": axis 1 (time-major); "flat": axis 0 holds examples times positions; "absent": the layer does not see
-    the examples at all (position embeddings), so its output is expanded; "unknown" otherwise.
+    "first": axis 0; "second": axis 1 (time-major); "flat": axis 0 holds examples times positions; "absent" and "shared": the layer
+    does not see the examples at all (position embeddings), so its output is expanded, by a new axis or along a first axis of
+    length 1; "unknown" otherwise.
     """
-    if one is None or two is None or len(one) != len(two):
+
+    how: str
+    axes: int = 0
+
+    def at(self, shape: tuple[int, ...], n: int) -> str:
+        """The layout of an output of this shape for n examples; an output that an expanded one led to has them first."""
+        led = (self.how == "absent" and len(shape) == self.axes + 1) or (self.how == "shared" and shape[0] != 1)
+        how = "first" if led else self.how
+        fits = {"first": shape[:1] == (n,), "second": shape[1:2] == (n,), "flat": shape[0] % n == 0 if shape else False}
+        return how if fits.get(how, True) else "unknown"
+
+
+def layouts_of(one: dict[Call, tuple[int, ...]], two: dict[Call, tuple[int, ...]]) -> dict[Call, Layout]:
+    """The layout of each call, from its shapes for one and for two examples; unknown where the number of calls depends on it."""
+    uneven = {path for path, _ in one.keys() ^ two.keys()}
+    found = {call: Layout(layout(one[call], two[call]), len(one[call])) for call in one if call[0] not in uneven}
+    return found | {call: Layout("unknown") for call in one.keys() | two.keys() if call[0] in uneven}
+
+
+def layout(one: tuple[int, ...], two: tuple[int, ...]) -> str:
+    """See :class:`Layout`."""
+    if len(one) != len(two) or not one:
         return "unknown"
+    if one[0] == two[0] == 0:  # rows chosen by the data, and none of these
+        return "flat"
     changed = [k for k, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
     if not changed:
-        return "absent"
+        return "shared" if one[0] == 1 else "absent"
     axis = changed[0]
     if len(changed) > 1 or two[axis] != 2 * one[axis] or axis > 1:
         return "unknown"
@@ -87,9 +124,9 @@ def examples_first(t: Tensor, how: str, n: int) -> Tensor:
     """A layer's input or output gradient with the examples (or examples times positions, for "flat") on axis 0."""
     if how == "second":
         return t.movedim(1, 0)
-    if how == "absent" and len(t) != n:
-        return t.expand(n, *t.shape[1:]) if len(t) == 1 else t.unsqueeze(0).expand(n, *t.shape)
-    return t
+    if how == "absent":
+        return t.unsqueeze(0).expand(n, *t.shape)
+    return t.expand(n, *t.shape[1:]) if how == "shared" else t
 
 
 def regroup(piece: Piece, n: int) -> Piece:
@@ -114,6 +151,10 @@ def columns(function: Function) -> Function:
 
     def wrapped(model: nn.Module, batch: Batch) -> Tensor:
         out = function(model, batch)
+        if not isinstance(out, Tensor) or out.ndim not in (1, 2):
+            what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            expected = "one number per example, shape (examples,)"
+            raise TaskError(f"a function that returned {what}", expected, 'compute it with reduction="none" and reduce every axis but the first')
         return out.unsqueeze(1) if out.ndim == 1 else out
 
     return wrapped
@@ -145,7 +186,10 @@ class Capture:
     Raises:
         BatchCoupling: an example's loss depends on the rest of its batch.
         GradientMismatch: gradients differ from autograd's; names the parameter.
+        GradientError: the model drops at random, or gives another loss at every call.
         NotFinite: the loss or a gradient is NaN or infinite.
+
+    The blocks are fixed from then on: what a later batch shows to need the fallback is laid out as before.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
@@ -163,22 +207,26 @@ class Capture:
         trained: tuple[str, ...] | None = None,
         group_of: Callable[[str], Hashable] = lambda name: 0,
     ) -> None:
-        refuse_batch_statistics(model)
         self.model, self.group_of = model, group_of
-        self.trained = trained if trained is not None else tuple(n for n, p in model.named_parameters() if p.requires_grad)
-        if not self.trained:
-            raise InputError("a model without trained parameters", "at least one parameter with requires_grad", "unfreeze what was trained")
         self._names = {id(p): n for n, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        missing = [n for n in self.trained if n not in self._parameters]
+        names = trained if trained is not None else tuple(n for n, p in model.named_parameters() if p.requires_grad)
+        missing = [n for n in names if n not in self._parameters]
         if missing:
             raise InputError(f"parameters {missing[:3]} that the model does not have", f"names among {list(self._parameters)[:3]} ...", "check trained=")
-        self._layouts: dict[Hashable, dict[tuple[str, int], str]] = {}
+        self.trained = tuple(dict.fromkeys(self._names[id(self._parameters[n])] for n in names))  # a tied parameter counts once
+        if not self.trained:
+            raise InputError("a model without trained parameters", "at least one parameter with requires_grad", "unfreeze what was trained")
+        self.blocks: dict[str, Block] = {}
+        self._layouts: dict[Hashable, dict[Call, Layout]] = {}
+        self._rounding = max((torch.finfo(p.dtype).eps for p in self._parameters.values() if p.is_floating_point()), default=0.0)
         self._seen: dict[Hashable, list[tuple[int, ...]]] = {}
         self.fallback: dict[str, str] = {}
+        self._settled = False
         self.sites = self._find_sites()
-        self.blocks = self._lay_out()
+        self._lay_out()
         self.prove(function, probe)
+        self._settled = True
 
     # -- which parameter is covered by what ------------------------------------------------------------------------------------
 
@@ -197,7 +245,7 @@ class Capture:
         name = self._names.get(id(parameter)) if parameter is not None else None
         return name if name in self.trained and name not in self.fallback else None
 
-    def _lay_out(self) -> dict[str, Block]:
+    def _lay_out(self) -> None:
         """One block per weight with a rule (its bias folded in where both are trained alike and nothing else uses them), and one per
         remaining parameter."""
         owners: dict[str, list[Site]] = {}
@@ -205,6 +253,12 @@ class Capture:
             for name in (site.weight, site.bias):
                 if name:
                     owners.setdefault(name, []).append(site)
+        odd = [name for name, users in owners.items() if len({user.orientation(name) for user in users}) > 1]
+        if odd:
+            self.fallback.update(dict.fromkeys(odd, "the modules that share it lay it out differently"))
+            self.sites = self._find_sites()
+            self._lay_out()
+            return
         blocks: dict[str, Block] = {}
         for site in self.sites:
             if site.weight and site.weight not in blocks:
@@ -212,10 +266,11 @@ class Capture:
         inside = {name for block in blocks.values() for name in block.parameters}
         for name in self.trained:
             if name not in inside:
-                blocks[name] = Block(name, (name,), tuple(self._parameters[name].shape))
+                blocks[name] = Block(name, (name,), tuple(self._parameters[name].shape) or (1,))
             if name not in owners:
                 self.fallback.setdefault(name, "no rule")
-        return dict(sorted(blocks.items(), key=lambda item: self.trained.index(item[0])))
+        order = {name: k for k, name in enumerate(self.trained)}
+        self.blocks = dict(sorted(blocks.items(), key=lambda item: order[item[0]]))
 
     def _add_weight(self, site: Site, owners: dict[str, list[Site]], blocks: dict[str, Block]) -> None:
         name = site.weight
@@ -224,7 +279,7 @@ class Capture:
         if site.rule.groups is None:
             blocks[name] = Block(name, (name,), tuple(parameter.shape))
             return
-        users = owners[name]
+        users = [user for user in owners[name] if user.weight == name]
         bias = site.bias
         site.folded = (
             bias is not None and site.rule.fold and len(users) == 1 and len(owners[bias]) == 1 and self.group_of(name) == self.group_of(bias)
@@ -234,8 +289,9 @@ class Capture:
         inner = parameter.numel() // rows // groups
         parameters = (name, bias) if site.folded and bias else (name,)
         given = site.rule.given if all(user.rule.given == site.rule.given for user in users) else ""
+        indexed = any(user.rule.indexed for user in users)
         shape = (groups, rows, inner + site.folded)
-        blocks[name] = Block(name, parameters, shape, matrix=True, transpose=site.rule.transpose, given=given)
+        blocks[name] = Block(name, parameters, shape, matrix=True, transpose=site.rule.transpose, given=given, indexed=indexed)
 
     @property
     def coverage(self) -> dict[str, str]:
@@ -253,21 +309,24 @@ class Capture:
 
     def _hook(self, site: Site, record: Recording) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
-            x = args[0] if args else next(iter(kwargs.values()))
+            x = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+            shape = tuple(output.shape)
             call = (site.path, record.calls.get(site.path, 0))
             record.calls[site.path] = call[1] + 1
-            record.shapes[call] = tuple(output.shape)
-            if record.layouts is None or not torch.is_grad_enabled():
+            record.shapes[call] = shape
+            record.coarsest = max(record.coarsest, torch.finfo(output.dtype).eps)
+            if record.replays is not None:
+                return output + _probe(output, record.replays.get((site.path, shape), shape))
+            if record.layouts is None or not torch.is_grad_enabled() or not output.numel():
                 return output
-            how = record.layouts.get(call, "first")
-            if how == "unknown" or (how == "first" and len(output) != record.n):
+            # how often a module is called may depend on the data: a further call is read as the first one was
+            known = record.layouts.get(call) or record.layouts.get((site.path, 0)) or Layout("unknown")
+            how = known.at(shape, record.n)
+            if how == "unknown":
                 raise _Unreadable(site)
-            shape = tuple(output.shape)
-            if how == "absent":
-                shape = (record.n, *shape[1:]) if shape[0] == 1 else (record.n, *shape)
-            probe = torch.zeros((), dtype=output.dtype, device=output.device).expand(shape).requires_grad_()
-            kept = x.detach().clone() if site.copies else x.detach()
-            record.uses.append(Use(site, kept, kept._version, probe, how))
+            probe = _probe(output, {"absent": (record.n, *shape), "shared": (record.n, *shape[1:])}.get(how, shape))
+            site.expanded = site.expanded or how in ("absent", "shared")
+            record.uses.append(Use(site, x.detach(), probe, how, shape))
             return output + probe
 
         return hook
@@ -276,11 +335,13 @@ class Capture:
     def _hooks(self, record: Recording) -> Iterator[None]:
         with ExitStack() as stack:
             for site in self.sites:
-                stack.callback(site.module.register_forward_hook(self._hook(site, record), with_kwargs=True).remove)
+                stack.callback(site.module.register_forward_hook(self._hook(site, record), prepend=True, with_kwargs=True).remove)
             yield
 
-    def _layout_of(self, key: Hashable, function: Function, batch: Batch) -> dict[tuple[str, int], str]:
-        """Where the examples are at each call of each site under ``function``, found by running one and two examples."""
+    def _layout_of(self, name: Hashable, function: Function, batch: Batch) -> dict[Call, Layout]:
+        """Where the examples are at each call of each site under ``function``, found by running one and two examples, for each
+        shape that examples have."""
+        key = (name, tuple(t.shape[1:] for t in leaves(batch)))
         if key not in self._layouts:
             records = []
             for count in (1, 2):
@@ -288,9 +349,16 @@ class Capture:
                 with torch.no_grad(), self._hooks(record):
                     function(self.model, take(batch, torch.zeros(count, dtype=torch.long)))
                 records.append(record.shapes)
+                self._rounding = max(self._rounding, record.coarsest)
             self._seen[key] = list(records[0].values())
-            self._layouts[key] = {call: layout(*(shapes.get(call) for shapes in records)) for call in {**records[0], **records[1]}}
+            self._layouts[key] = self._told_apart(layouts_of(*records))
         return self._layouts[key]
+
+    def _told_apart(self, layouts: dict[Call, Layout]) -> dict[Call, Layout]:
+        """An output that does not show the examples and has a first axis of length 1 may be that of a single position: as other
+        lengths show, where there were any."""
+        seen = {(path, known.axes) for found in self._layouts.values() for (path, _), known in found.items() if known.how == "absent"}
+        return {call: Layout("absent", own.axes) if own.how == "shared" and (call[0], own.axes) in seen else own for call, own in layouts.items()}
 
     def each(self, function: Function, batch: Batch, key: Hashable = None) -> Iterator[Gradients]:
         """Per-example gradients of ``function(model, batch)``: one item for a function that returns (n,), one per column for (n, k).
@@ -298,11 +366,11 @@ class Capture:
         Gradients are of each example alone, unscaled: no mean over the batch enters. ``key`` names the function where a new object
         is made for each batch: functions with one key call the model alike.
         """
-        layouts = self._layout_of(key or function, function, batch)
+        layouts = self._layout_of(function if key is None else key, function, batch)
         function = columns(function)
         out, uses = self._forward(function, layouts, batch)
         for column in range(out.shape[1]):
-            pieces = self._backward(out, column, uses, size(batch))
+            pieces = self._backward(out, column, uses)
             self._add_fallback(pieces, function, batch, column)
             yield self._collect(pieces, out, size(batch))
 
@@ -311,38 +379,72 @@ class Capture:
         (only,) = self.each(function, batch)
         return only
 
-    def _forward(self, function: Function, layouts: dict[tuple[str, int], str], batch: Batch) -> tuple[Tensor, list[Use]]:
+    def _forward(self, function: Function, layouts: dict[Call, Layout], batch: Batch, suspects: tuple[str, ...] = ("flat",)) -> tuple[Tensor, list[Use]]:
+        """The function's values and the uses of all sites; sites that cannot be read are sent to the fallback first. ``suspects``:
+        the layouts under which each row is checked to belong to its example."""
         record = Recording(size(batch), layouts)
         try:
             with frozen(self.model), torch.enable_grad(), self._hooks(record):
                 out = function(self.model, batch)
         except _Unreadable as problem:
-            self._demote(problem.site, "examples not found in its output")
-            return self._forward(function, layouts, batch)
-        if out.ndim != 2 or len(out) != size(batch):
-            raise TaskError(f"a function that returned shape {tuple(out.shape)} for {size(batch)} examples", "(examples,)", "reduce every axis but the first")
-        changed = {id(use.site): use.site for use in record.uses if use.x._version != use.version}
-        if changed:  # an in-place operation overwrote a layer's input: run again, keeping copies there
-            for site in changed.values():
-                site.copies = True
-            return self._forward(function, layouts, batch)
+            self._demote([problem.site], "examples not found in its output")
+            return self._forward(function, layouts, batch, suspects)
+        except (RuntimeError, TaskError) as error:
+            expanded = [use.site for use in record.uses if use.how in ("absent", "shared")]
+            if not expanded or is_out_of_memory(error):
+                raise
+            self._demote(expanded, "its output cannot be expanded to the examples")
+            return self._forward(function, layouts, batch, suspects)
+        if len(out) != record.n:
+            raise TaskError(f"a function that returned shape {tuple(out.shape)} for {record.n} examples", "(examples,)", "reduce every axis but the first")
+        misplaced = self._misplaced(out, [use for use in record.uses if use.how in suspects])
+        if misplaced:
+            self._demote(misplaced, "examples not in order in its output")
+            return self._forward(function, layouts, batch, suspects)
         return out, record.uses
 
-    def _backward(self, out: Tensor, column: int, uses: list[Use], n: int) -> dict[str, list[Piece]]:
+    def _misplaced(self, out: Tensor, uses: list[Use]) -> list[Site]:
+        """Sites with an output row that belongs to another example than its place says (sorted batches, tokens routed to experts).
+
+        Weighing example i's loss by w_i multiplies the gradient of exactly the rows that belong to it by w_i.
+        """
+        if not uses or not out.requires_grad:
+            return []
+        n, kind = len(out), torch.promote_types(out.dtype, torch.float32)
+        weights = 1 + (torch.arange(n, dtype=kind, device=out.device) * 0.6180339887498949) % 1
+        plain, weighed = (self._differentiate(out, 0, w, uses, keep=True) for w in (torch.ones_like(weights), weights))
+        wrong = []
+        for use, g, h in zip(uses, plain, weighed, strict=True):
+            if g is not None:
+                g, h = (examples_first(t, use.how if use.how == "second" else "first", n).reshape(n, -1).to(kind) for t in (g, h))  # type: ignore[arg-type]
+                if float((h - weights[:, None] * g).abs().max()) > self.tolerance * float(g.abs().max()):
+                    wrong.append(use.site)
+        return wrong
+
+    def _differentiate(self, out: Tensor, column: int, weights: Tensor, uses: list[Use], keep: bool) -> tuple[Tensor | None, ...]:
+        """Gradients of the weighted sum of a column at the uses' probes. The backward pass runs checkpointed parts again: under the
+        same conditions."""
+        replays = {(use.site.path, use.shape): tuple(use.probe.shape) for use in uses}
+        cotangent = torch.zeros_like(out)
+        cotangent[:, column] = weights
+        with frozen(self.model), self._hooks(Recording(0, None, replays=replays)):
+            return torch.autograd.grad(out, [use.probe for use in uses], cotangent, retain_graph=keep, allow_unused=True)
+
+    def _backward(self, out: Tensor, column: int, uses: list[Use]) -> dict[str, list[Piece]]:
         pieces: dict[str, list[Piece]] = {}
         if not uses or not out.requires_grad:
             return pieces
-        last = column == out.shape[1] - 1
-        found = torch.autograd.grad(out[:, column].sum(), [use.probe for use in uses], retain_graph=not last, allow_unused=True)
+        found = self._differentiate(out, column, torch.ones_like(out[:, column]), uses, keep=column < out.shape[1] - 1)
         for use, g in zip(uses, found, strict=True):
             if g is not None:
-                for name, piece in self._emit(use, g, n):
+                for name, piece in self._emit(use, g, len(out)):
                     pieces.setdefault(name, []).append(piece)
         return pieces
 
     def _emit(self, use: Use, g: Tensor, n: int) -> Iterator[tuple[str, Piece]]:
         site = use.site
-        x, g = (examples_first(t, use.layout, n) for t in (use.x, g))
+        x = examples_first(use.x, use.how, n)
+        g = examples_first(g, use.how, n) if use.how == "second" else g  # an expanded output has them first
         lowest = torch.promote_types(g.dtype, torch.float32)
         g = g.to(lowest)
         x = x.to(lowest) if x.is_floating_point() else x
@@ -359,15 +461,28 @@ class Capture:
             names = tuple(n for n in self.trained if n in self.fallback and (self.fallback[n].endswith("loop") == (method is by_loop)))
             if not names:
                 continue
-            with frozen(self.model) if method is by_vmap else ExitStack():
-                for name, rows in method(self.model, names, function, batch, column).items():
-                    pieces.setdefault(name, []).append(Rows(rows.to(torch.promote_types(rows.dtype, torch.float32))))
+            with frozen(self.model) if method is by_vmap else nullcontext():
+                found = self._vectorised(names, function, batch, column) if method is by_vmap else by_loop(self.model, names, function, batch, column)
+            for name, rows in found.items():
+                pieces[name] = [Rows(rows.to(torch.promote_types(rows.dtype, torch.float32)))]
+
+    def _vectorised(self, names: tuple[str, ...], function: Function, batch: Batch, column: int) -> dict[str, Tensor]:
+        """By torch.func; nothing, and a note to use the plain loop from now on, where it cannot follow the model."""
+        try:
+            return by_vmap(self.model, names, function, batch, column)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+        self.fallback.update({name: self.fallback[name] + ", by a plain loop" for name in names})
+        return {}
 
     def _collect(self, pieces: dict[str, list[Piece]], out: Tensor, n: int) -> Gradients:
         gradients = {}
         for name, block in self.blocks.items():
             found = pieces.get(name)
-            if not found:  # the function does not reach this parameter: its gradient is zero
+            if name in self.fallback:
+                found = [Rows(block.pack({p: pieces[p][0].values for p in block.parameters}, lead=1))]  # type: ignore[union-attr]
+            elif not found:  # the function does not reach this parameter: its gradient is zero
                 dtype = torch.promote_types(out.dtype, torch.float32)
                 found = [Rows(torch.zeros((), dtype=dtype, device=out.device).expand(n, *block.shape))]
                 if block.matrix:
@@ -379,30 +494,42 @@ class Capture:
 
     # -- the proof ---------------------------------------------------------------------------------------------------------------
 
-    def _demote(self, site: Site, reason: str) -> None:
-        """Send a site's parameters to the fallback, with the same blocks' names but their own shapes."""
-        for name in (site.weight, site.bias):
-            if name:
-                self.fallback[name] = reason
+    def _demote(self, sites: list[Site], reason: str) -> None:
+        self._send_to_fallback({name for site in sites for name in (site.weight, site.bias) if name}, reason)
+
+    def _send_to_fallback(self, names: set[str], reason: str) -> None:
+        """Cover parameters by the fallback. Before the proof is over each then has a block of its own shape; later, when curvatures
+        may have been laid out by the blocks, these stay, and all of a block's parameters go together."""
+        if self._settled:
+            names = {name for block in self.blocks.values() if names & set(block.parameters) for name in block.parameters}
+        self.fallback.update(dict.fromkeys(names, reason))
         self.sites = self._find_sites()
-        self.blocks = self._lay_out()
+        if not self._settled:
+            self._lay_out()
+        for site in self.sites:
+            site.folded = site.weight is not None and site.bias is not None and site.bias in self.blocks[site.weight].parameters
 
     def prove(self, function: Function, probe: Batch) -> None:
         """Compare two examples with plain autograd; what a rule cannot reproduce goes to the fallback, what the fallback cannot is
         an error."""
+        refuse_training_mode(self.model)
+        refuse_batch_statistics(self.model)
         pair = take(probe, torch.arange(2) % size(probe))
-        values = columns(function)(self.model, pair).detach()
-        if not torch.isfinite(values).all():
-            raise NotFinite(f"a loss of {values.flatten().tolist()} on the first examples", "finite losses", "look for a diverged checkpoint or an overflow in the loss")
-        truth = by_loop(self.model, self.trained, columns(function), pair, 0)
+        self._layout_of(function, function, pair)
+        values = self._refuse_unsteady(function, pair)
+        truth = self._truth(function, pair)
         self._refuse_coupling(function, pair, values)
+        for order in (pair, take(pair, torch.tensor([1, 0]))):  # a batch that the model sorts is in order in one of them at most
+            self._forward(columns(function), self._layout_of(function, function, order), order, ("first", "second", "flat"))
         self._settle_fallback(function, pair, truth)
         wrong = self._mismatches(function, pair, truth)
-        for name in wrong:
-            self.fallback[name] = "its rule does not reproduce autograd: the weight is also used outside its module"
+        expanded = [site for site in self.sites if site.expanded]
+        if wrong and expanded:  # expanding an output may have misled everything after it
+            self._demote(expanded, "its output cannot be expanded to the examples")
+            self._settle_fallback(function, pair, truth)
+            wrong = self._mismatches(function, pair, truth)
         if wrong:
-            self.sites = self._find_sites()
-            self.blocks = self._lay_out()
+            self._send_to_fallback(set(wrong), "its rule does not reproduce autograd: the weight is also used outside its module")
             self._settle_fallback(function, pair, truth)
             wrong = self._mismatches(function, pair, truth)
         if wrong:
@@ -412,9 +539,44 @@ class Capture:
                 "the model or the loss is not deterministic (dropout inside the function, random augmentation), or mixes examples; mend that, or report this model",
             )
 
+    def _refuse_unsteady(self, function: Function, pair: Batch) -> Tensor:
+        """The function's values, which must be finite and the same when asked for again."""
+        with torch.no_grad():
+            values, again = (columns(function)(self.model, pair) for _ in range(2))
+        if not torch.isfinite(values).all():
+            raise NotFinite(f"a loss of {values.flatten().tolist()} on the first examples", "finite losses", "look for a diverged checkpoint or an overflow in the loss")
+        if _relative(again, values) > self.tolerance:
+            raise GradientError(
+                f"losses {values.flatten().tolist()} for two examples, and {again.flatten().tolist()} for the same two at the next call",
+                "a model and a loss that give the same at every call",
+                "call model.eval(); look for dropout or other randomness that is still on (inside the loss, or a module left in training mode)",
+            )
+        return values
+
+    def _truth(self, function: Function, pair: Batch) -> dict[str, Tensor]:
+        """Gradients of the pair by plain autograd, which must be finite."""
+        try:
+            truth = by_loop(self.model, self.trained, columns(function), pair, 0)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise GradientError(
+                "a model with reentrant checkpointing, which gives no gradients of single tensors",
+                "non-reentrant checkpointing, or none",
+                "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+            ) from error
+        for name, rows in truth.items():
+            if not torch.isfinite(rows).all():
+                raise NotFinite(
+                    f"a gradient with NaN or infinite entries in {name!r} on the first examples, though their losses are finite",
+                    "finite gradients",
+                    "look for sqrt(0), log(0) or a division by zero in the loss (torch.where does not keep a NaN out of the gradient)",
+                )
+        return truth
+
     def _refuse_coupling(self, function: Function, pair: Batch, values: Tensor) -> None:
         alone = torch.cat([columns(function)(self.model, take(pair, slice(i, i + 1))).detach() for i in range(2)])
-        if _relative(values, alone) > _tolerance(values):
+        if _relative(values, alone) > self.tolerance:
             raise BatchCoupling(
                 f"losses {values.flatten().tolist()} for two examples together and {alone.flatten().tolist()} for each alone",
                 "a loss that does not depend on the rest of the batch",
@@ -429,22 +591,35 @@ class Capture:
         try:
             with frozen(self.model):
                 found = by_vmap(self.model, names, columns(function), pair, 0)
-            bad = {n for n in names if _relative(found[n], truth[n]) > _tolerance(found[n])}
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            noise = self._noise(truth)
+            bad = {n for n in names if not _relative(found[n], truth[n], noise) <= self.tolerance}
+        except Exception as error:  # whatever stops torch.func: the loop is the definition itself
+            if is_out_of_memory(error):
+                raise
             bad = set(names)
         for name in bad:
             self.fallback[name] += ", by a plain loop"
 
     def _mismatches(self, function: Function, pair: Batch, truth: dict[str, Tensor]) -> dict[str, float]:
-        found = self.gradients(function, pair)
+        found, noise = self.gradients(function, pair), self._noise(truth)
         wrong: dict[str, float] = {}
         for name, block in self.blocks.items():
             dense = block.unpack(found[name].dense(), {p: self._parameters[p].shape for p in block.parameters})
             for parameter, rows in dense.items():
-                error = _relative(rows, truth[parameter])
-                if error > _tolerance(truth[parameter]):
+                error = _relative(rows, truth[parameter], noise)
+                if not error <= self.tolerance:
                     wrong[parameter] = error
         return wrong
+
+    @property
+    def tolerance(self) -> float:
+        """How far gradients may differ from autograd's, relative to the largest entry, at the model's coarsest precision."""
+        return 1e-9 if self._rounding < 1e-12 else 2e-3 if self._rounding < 1e-6 else 5e-2
+
+    def _noise(self, truth: dict[str, Tensor]) -> float:
+        """What rounding may leave of a gradient that is zero in exact arithmetic (the bias of attention's keys)."""
+        largest = max((float(t.abs().max()) for t in truth.values() if t.numel()), default=0.0)
+        return min(16 * self._rounding, 1e-2) * largest
 
 
 class _Unreadable(Exception):
@@ -454,11 +629,15 @@ class _Unreadable(Exception):
         self.site = site
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest entry of the reference."""
-    scale = max(float(b.abs().max()) if b.numel() else 0.0, torch.finfo(b.dtype).tiny)
-    return float((a.to(b.dtype) - b).abs().max()) / scale if b.numel() else 0.0
+def _probe(output: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros that take no memory, to be differentiated by."""
+    return torch.zeros((), dtype=output.dtype, device=output.device).expand(shape).requires_grad_()
 
 
-def _tolerance(t: Tensor) -> float:
-    return {torch.float64: 1e-9, torch.float32: 2e-3}.get(t.dtype, 5e-2)
+def _relative(a: Tensor, b: Tensor, noise: float = 0.0) -> float:
+    """Largest difference, beyond ``noise``, relative to the largest entry of the reference."""
+    if not b.numel():
+        return 0.0
+    scale = max(float(b.abs().max()), torch.finfo(b.dtype).tiny)
+    difference = float((a.to(b.dtype) - b).abs().max())
+    return 0.0 if difference <= noise else difference / scale

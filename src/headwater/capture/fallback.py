@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from headwater.capture.blocks import CHUNK
 from headwater.tasks.batches import Batch, leaves, size, take, tree_map
 
 Function = Callable[[nn.Module, Batch], Tensor]
@@ -44,7 +45,8 @@ def by_vmap(model: nn.Module, names: tuple[str, ...], function: Function, batch:
         out = functional_call(objective, values, (refill(batch, [t.unsqueeze(0) for t in row]),), tie_weights=True)
         return out[0, column]
 
-    rows = vmap(grad(single), in_dims=(None, 0), randomness="different")(wanted, list(leaves(batch)))
+    at_once = max(1, CHUNK // max(1, sum(t.numel() for t in wanted.values())))
+    rows = vmap(grad(single), in_dims=(None, 0), randomness="different", chunk_size=at_once)(wanted, list(leaves(batch)))
     return {name: rows[f"model.{name}"].detach() for name in names}
 
 
@@ -61,7 +63,7 @@ def by_loop(model: nn.Module, names: tuple[str, ...], function: Function, batch:
             with torch.enable_grad():
                 out = function(model, take(batch, slice(i, i + 1)))[0, column]
             found = torch.autograd.grad(out, wanted, allow_unused=True) if out.requires_grad else [None] * len(wanted)
-            rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)])
+            rows.append([torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(wanted, found, strict=True)])
     finally:
         for p in frozen:
             p.requires_grad_(False)

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.capture.blocks import Lookup, Outer, Piece, Rows
-from headwater.errors import BatchCoupling
+from headwater.errors import BatchCoupling, GradientError
 
 Emit = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
 
@@ -30,13 +29,14 @@ Emit = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
 class Rule:
     """``emit(module, x, g)``: the pieces of "weight" and "bias". ``groups``: the weight's groups where it is a matrix, None where
     it is not. ``transpose``: the stored weight is (in, out). ``fold``: the bias may become one more input column. ``given``: see
-    :class:`~headwater.capture.blocks.Block`."""
+    :class:`~headwater.capture.blocks.Block`, as is ``indexed``."""
 
     emit: Emit
     groups: Callable[[Any], int] | None = None
     transpose: bool = False
     fold: bool = True
     given: str = "right"
+    indexed: bool = False
 
 
 def _positions(t: Tensor) -> Tensor:
@@ -125,12 +125,12 @@ def _group_norm(module: nn.GroupNorm, x: Tensor, g: Tensor) -> dict[str, Piece]:
 
 def _instance_norm(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
     running = module.track_running_stats and not module.training
-    mean, var = (module.running_mean, module.running_var) if running else (None, None)
+    mean, var = (module.running_mean.to(x), module.running_var.to(x)) if running else (None, None)
     return _scale_and_shift(module, F.instance_norm(x, mean, var, use_input_stats=not running, eps=module.eps), g, list(range(2, g.ndim)))
 
 
 def _batch_norm(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
-    normalised = F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+    normalised = F.batch_norm(x, module.running_mean.to(x), module.running_var.to(x), eps=module.eps)
     return _scale_and_shift(module, normalised, g, list(range(2, g.ndim)))
 
 
@@ -147,7 +147,7 @@ RULES: dict[type, Rule] = {
     nn.ConvTranspose1d: _TRANSPOSED,
     nn.ConvTranspose2d: _TRANSPOSED,
     nn.ConvTranspose3d: _TRANSPOSED,
-    nn.Embedding: Rule(_embedding, groups=lambda m: 1, given="left"),
+    nn.Embedding: Rule(_embedding, groups=lambda m: 1, given="left", indexed=True),
     nn.LayerNorm: Rule(_layer_norm),
     nn.RMSNorm: Rule(_rms_norm),
     nn.GroupNorm: Rule(_group_norm),
@@ -177,6 +177,18 @@ def rule_of(module: nn.Module) -> Rule | None:
             return rule
     is_conv1d = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
     return _TRANSFORMERS_CONV1D if is_conv1d else None
+
+
+def refuse_training_mode(model: nn.Module) -> None:
+    """Raise GradientError where a module draws at random, or changes its buffers, at every call."""
+    for name, module in model.named_modules():
+        changes = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
+        if module.training and (changes or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)):
+            raise GradientError(
+                f"{type(module).__name__} {name!r} is in training mode: it {'updates its running statistics' if changes else 'drops at random'} at every call",
+                "a model whose loss is the same at every call",
+                "call model.eval()",
+            )
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Estimating curvature from a task and data."""
 
 from headwater.curvature.ekfac import EKFAC
-from headwater.curvature.estimate import Blockwise, Curvature, Estimate, Joint, Setting, Point, Vectors
+from headwater.curvature.estimate import Blockwise, Curvature, Estimate, Joint, Point, Setting, Vectors
 from headwater.curvature.small import Dense, Diagonal
 
-__all__ = ["EKFAC", "Blockwise", "Curvature", "Dense", "Diagonal", "Estimate", "Joint", "Setting", "Point", "Vectors"]
+__all__ = ["EKFAC", "Blockwise", "Curvature", "Dense", "Diagonal", "Estimate", "Joint", "Point", "Setting", "Vectors"]

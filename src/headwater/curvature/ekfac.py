@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.capture import Block, BlockGradient, Capture, Gradients, Lookup
+from headwater.capture import Block, Capture, Gradients
 from headwater.capture.stream import stream
-from headwater.curvature.estimate import Blockwise, Curvature, Point, Setting, check_fisher, even_sample, pseudo_gradients, resolve_fisher
+from headwater.curvature.estimate import Blockwise, Curvature, Point, Setting, check_examples, check_fisher, even_sample, pseudo_gradients, resolve_fisher
 from headwater.errors import NotFinite
 from headwater.linalg import Dense as DenseOperator
 from headwater.linalg import Diagonal as DiagonalOperator
@@ -65,11 +65,10 @@ def add(total: Statistics, more: Statistics) -> None:
             total[key] = value
 
 
-def rotates(block: Block, gradient: BlockGradient) -> tuple[bool, bool]:
+def rotates(block: Block) -> tuple[bool, bool]:
     """Which sides of a matrix block get an eigenbasis: not the entries of an embedding, not a side too long to decompose."""
     _, out, inner = block.shape
-    entries = any(isinstance(piece, Lookup) for piece in gradient.pieces)
-    return out <= MAX_SIDE and not entries, inner <= MAX_SIDE
+    return out <= MAX_SIDE and not block.indexed, inner <= MAX_SIDE
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class EKFAC:
 
     def __post_init__(self) -> None:
         check_fisher(self.fisher)
+        check_examples(self.examples)
 
     @property
     def passes(self) -> int:
@@ -127,10 +127,10 @@ class EKFAC:
         for name, block in capture.blocks.items():
             if not block.matrix:
                 continue
-            want_left, want_right = rotates(block, gradients[name])
+            want_left, want_right = rotates(block)
             for piece in gradients[name].pieces:
                 # the layer's input is the same for every column of the function: count it once
-                left, right = piece.covariances(want_left and (first or block.given != "left"), want_right and (first or block.given != "right"))  # type: ignore[union-attr]
+                left, right = piece.covariances(want_left and (first or block.given != "left"), want_right and (first or block.given != "right"))
                 add(found, {f"{name}/{side}": m for side, m in (("left", left), ("right", right)) if m is not None})
         return found
 

@@ -18,7 +18,7 @@ from headwater.capture import Capture, Gradients
 from headwater.errors import InputError
 from headwater.linalg import Apply, Dense, Operator, Response
 from headwater.tasks import Draws, Examples, Task
-from headwater.tasks.batches import Batch, size
+from headwater.tasks.batches import Batch
 from headwater.tasks.task import MAX_EXACT_OUTPUTS
 
 Vectors = dict[str, Tensor]
@@ -102,7 +102,7 @@ class Joint:
 
     def _stack(self, values: dict[str, Tensor | float]) -> Tensor | float:
         """One value per block as one per parameter; a number where all agree and nothing varies."""
-        if all(isinstance(v, float | int) for v in values.values()) and len(set(values.values())) == 1:  # type: ignore[arg-type]
+        if all(isinstance(v, float | int) for v in values.values()) and len(set(values.values())) == 1:
             return next(iter(values.values()))
         like = self.operator.basis
         parts = [torch.as_tensor(values[n], dtype=like.dtype, device=like.device).expand(s).reshape(-1) for n, s in self.shapes.items()]
@@ -164,11 +164,17 @@ def pseudo_gradients(setting: Setting, source: Point, fisher: str, seed: int, ba
         return setting.capture.each(task.loss, batch)
     draws = Draws(seed, ids, setting.device)
 
-    def sampled(model: nn.Module, batch: Batch) -> Tensor:
-        n = size(batch)  # a probe of the layers' layout runs other sizes: it needs labels, not these labels
-        return task.sampled(model, batch, draws if n == len(ids) else Draws(seed, range(n), setting.device))
+    def sampled(model: nn.Module, placed: tuple[Batch, Tensor]) -> Tensor:
+        batch, positions = placed  # however often and in whatever parts it is run, an example meets the same draws
+        return task.sampled(model, batch, draws.at(positions))
 
-    return setting.capture.each(sampled, batch, key=("sampled", id(task)))
+    return setting.capture.each(sampled, (batch, torch.arange(len(ids), device=setting.device)), key=("sampled", task))
+
+
+def check_examples(examples: int | None) -> int | None:
+    if examples is not None and examples < 1:
+        raise InputError(f"examples={examples}", "at least one example, or None for all", "see hw.EKFAC")
+    return examples
 
 
 def even_sample(n: int, count: int | None) -> np.ndarray:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev
 
 from headwater.capture import Capture, Gradients
 from headwater.capture.fallback import Objective
+from headwater.capture.stream import is_out_of_memory, stream
 from headwater.curvature.ekfac import Statistics, accumulate
-from headwater.curvature.estimate import Blockwise, Curvature, Joint, Point, Setting, check_fisher
+from headwater.curvature.estimate import Blockwise, Curvature, Joint, Point, Setting, check_examples, check_fisher, even_sample
 from headwater.errors import InputError
 from headwater.linalg import Dense as DenseOperator
 from headwater.linalg import Diagonal as DiagonalOperator
-from headwater.tasks.batches import to
+from headwater.tasks.batches import Batch
 
 MAX_PARAMETERS = 12_000  # a dense matrix of this many parameters takes 0.6 GB in float32
 
@@ -51,6 +53,7 @@ class Dense:
 
     def __post_init__(self) -> None:
         check_fisher(self.fisher)
+        check_examples(self.examples)
         if self.matrix not in ("gauss_newton", "hessian"):
             raise InputError(f"matrix={self.matrix!r}", "'gauss_newton' or 'hessian'", "see hw.Dense")
 
@@ -62,11 +65,12 @@ class Dense:
         refuse_large(setting.capture)
         shapes = {name: block.shape for name, block in setting.capture.blocks.items()}
         if self.matrix == "hessian":
-            total = sum(hessian_sum(source, setting) for source in sources)
-            mean = total / sum(len(source.examples) for source in sources)
+            ids = [even_sample(len(source.examples), self.examples) for source in sources]
+            sums = [hessian_sum(source, setting, which) for source, which in zip(sources, ids, strict=True)]
+            mean = torch.stack(sums).sum(0) / sum(map(len, ids))
         else:
-            sums, count = accumulate(sources, setting, self.fisher, self.seed, self.examples, lambda g, _: self._outer(g))
-            mean = sums["matrix"] / count
+            found, count = accumulate(sources, setting, self.fisher, self.seed, self.examples, lambda g, _: self._outer(g))
+            mean = found["matrix"] / count
         return Joint(DenseOperator.of(mean), shapes)
 
     @staticmethod
@@ -82,8 +86,8 @@ class Dense:
         return Joint(DenseOperator(tensors["basis"], tensors["spectrum"]), {n: b.shape for n, b in capture.blocks.items()})
 
 
-def hessian_sum(source: Point, setting: Setting) -> Tensor:
-    """The Hessian of the summed loss over a source's examples, (parameters, parameters) in the blocks' order."""
+def hessian_sum(source: Point, setting: Setting, ids: np.ndarray) -> Tensor:
+    """The Hessian of the summed loss over a source's examples ``ids``, (parameters, parameters) in the blocks' order."""
     source.load()
     capture = setting.capture
     objective = Objective(capture.model, lambda model, batch: source.task.loss(model, batch).sum())
@@ -99,12 +103,16 @@ def hessian_sum(source: Point, setting: Setting) -> Tensor:
 
     at = torch.cat([block.pack({n: parameters[n].detach() for n in block.parameters}).flatten() for block in capture.blocks.values()])
     total = torch.zeros(len(at), len(at), dtype=at.dtype, device=at.device)
-    for start in range(0, len(source.examples), setting.batch_size):
-        stop = min(start + setting.batch_size, len(source.examples))
-        batch = to(source.examples.batch(range(start, stop)), setting.device)
-        gradient = grad(lambda flat, batch=batch: functional_call(objective, values(flat), (batch,), tie_weights=True))
-        total += _jacobian(gradient, at)
-        setting.advance(stop - start)
+
+    def process(batch: Batch, _: np.ndarray) -> Tensor:
+        def value(flat: Tensor) -> Tensor:
+            return functional_call(objective, values(flat), (batch,), tie_weights=True)
+
+        return _jacobian(grad(value), at)
+
+    for part, matrix in stream(source.examples, ids, process, batch_size=setting.batch_size, device=setting.device):
+        total += matrix
+        setting.advance(len(part))
     return total
 
 
@@ -112,8 +120,10 @@ def _jacobian(gradient, at: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     """Row by row where vectorising fails (in-place operations, data-dependent control flow)."""
     try:
         return jacrev(gradient, chunk_size=256)(at).detach()
-    except RuntimeError:
-        _, pull = torch.func.vjp(gradient, at)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        pull = torch.func.vjp(gradient, at)[1]
         return torch.stack([pull(row)[0] for row in torch.eye(len(at), dtype=at.dtype, device=at.device)]).detach()
 
 
@@ -134,6 +144,7 @@ class Diagonal:
 
     def __post_init__(self) -> None:
         check_fisher(self.fisher)
+        check_examples(self.examples)
 
     @property
     def passes(self) -> int:

@@ -1,14 +1,19 @@
 """Batches and datasets: the one place that knows how examples are packed, cut, stacked and moved to a device.
 
 A *batch* is a tensor, or a tuple, list, dict, mapping or dataclass of tensors (nested as deep as you like) that all share the
-length of their first axis. A *dataset* is anything with ``len`` and ``[i]``, or a batch that holds all examples at once.
+length of their first axis; numpy arrays of numbers count as tensors. A *dataset* is anything with ``len`` and ``[i]``, or a batch
+that holds all examples at once (a list is always a dataset: of its items).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,11 +24,15 @@ from torch.utils.data import TensorDataset, default_collate
 from headwater.errors import InputError
 
 Batch = Any
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_REREAD = 16  # examples read twice to see whether reading is random
 _LIMIT = 20_000  # examples hashed one by one before a fingerprint is taken from an even sample
 
 
 def tree_map(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
     """Apply ``function`` to every tensor of a batch, keeping its container; other leaves (strings, numbers) pass untouched."""
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
+        batch = _tensor(batch)
     if isinstance(batch, Tensor):
         return function(batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -36,6 +45,13 @@ def tree_map(function: Callable[[Tensor], Any], batch: Batch) -> Batch:
         items = {key: tree_map(function, value) for key, value in batch.items()}
         return items if type(batch) is dict else _rebuild(batch, items)
     return batch
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array's memory as a tensor; read-only memory (a memory map) is fine, since batches are never written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
 
 
 def _rebuild(mapping: Mapping[str, Any], items: dict[str, Any]) -> Any:
@@ -83,8 +99,8 @@ class Examples:
     """
 
     def __init__(self, data: Any, collate: Callable[[list[Any]], Batch] | None = None) -> None:
-        self.data = data.data if isinstance(data, Examples) else data
-        self.collate = collate or (data.collate if isinstance(data, Examples) else None)
+        self.data: Any = data.data if isinstance(data, Examples) else data
+        self.collate: Callable[[list[Any]], Batch] | None = collate or (data.collate if isinstance(data, Examples) else None)
         self.columns = self._columns()
         self.length = size(self.columns) if self.columns is not None else self._measure()
 
@@ -94,12 +110,14 @@ class Examples:
             return None
         if isinstance(self.data, TensorDataset):
             return tuple(self.data.tensors)
-        if isinstance(self.data, Tensor | Mapping) or dataclasses.is_dataclass(self.data):
+        if isinstance(self.data, Tensor | np.ndarray | Mapping):
             return self.data
-        packed = isinstance(self.data, tuple | list) and len(self.data) > 0 and all(isinstance(t, Tensor) for t in self.data)
-        # A list of equally long tensors is columns; a list of single examples (0-d tensors, or ragged) is a dataset.
-        if packed and all(t.ndim for t in self.data) and len({len(t) for t in self.data}) == 1 and isinstance(self.data, tuple):
+        if dataclasses.is_dataclass(self.data) and not hasattr(self.data, "__getitem__"):
             return self.data
+        # A tuple whose tensors are equally long is columns; a tuple of single examples (0-d tensors, or ragged) is a dataset.
+        if isinstance(self.data, tuple) and not any(isinstance(part, list | str) for part in self.data):
+            lengths = {len(t) if t.ndim else None for t in leaves(self.data)}
+            return self.data if len(lengths) == 1 and None not in lengths else None
         return None
 
     def _measure(self) -> int:
@@ -123,30 +141,53 @@ class Examples:
         if self.columns is not None:
             if isinstance(indices, range) and indices.step == 1:
                 return take(self.columns, slice(indices.start, indices.stop))
-            return take(self.columns, torch.as_tensor(np.asarray(indices), dtype=torch.long))
-        return (self.collate or default_collate)([self.data[int(i)] for i in indices])
+            return take(self.columns, torch.from_numpy(np.array(indices, dtype=np.int64)))
+        items = [self.data[int(i)] for i in indices]
+        if self.collate is not None:
+            return self.collate(items)
+        try:
+            return default_collate(items)
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"examples of type {type(items[0]).__name__} that torch's default_collate cannot stack: {str(error).splitlines()[0]}",
+                "examples whose tensors have equal shapes, in tuples, lists or dicts",
+                "give the task the collate= function of your DataLoader (it pads, or knows your class)",
+            ) from error
 
 
 def _digest(example: Any, hasher: Any) -> None:
-    """Feed an example's content (not its identity) to a hasher."""
+    """Feed an example's content (not its identity) to a hasher; every part ends with a mark, so that [1, 23] is not [12, 3]."""
+    _feed(example, hasher)
+    hasher.update(b"\0")
+
+
+def _feed(example: Any, hasher: Any) -> None:
     if isinstance(example, Tensor):
         t = example.detach().cpu().contiguous()
         hasher.update(f"{t.dtype}{tuple(t.shape)}".encode())
         hasher.update(t.view(torch.uint8).numpy().tobytes() if t.ndim and t.numel() else str(t.tolist()).encode())
     elif isinstance(example, np.ndarray):
-        _digest(torch.from_numpy(np.ascontiguousarray(example)), hasher)
+        numbers = example.dtype.kind in "biufc"
+        _digest(_tensor(np.ascontiguousarray(example, dtype=example.dtype.newbyteorder("="))) if numbers else example.tolist(), hasher)
     elif dataclasses.is_dataclass(example) and not isinstance(example, type):
         _digest({f.name: getattr(example, f.name) for f in dataclasses.fields(example)}, hasher)
     elif isinstance(example, Mapping):
         for key in example:
-            hasher.update(str(key).encode())
+            _digest(str(key), hasher)
             _digest(example[key], hasher)
     elif isinstance(example, tuple | list):
         hasher.update(f"[{len(example)}]".encode())
         for item in example:
             _digest(item, hasher)
+    elif isinstance(example, set | frozenset):
+        hasher.update(repr(sorted(map(repr, example))).encode())
+    elif hasattr(example, "tobytes") and hasattr(example, "size"):  # an image
+        hasher.update(f"{type(example).__name__}{getattr(example, 'mode', '')}{example.size}".encode())
+        hasher.update(example.tobytes())
+    elif getattr(type(example), "__repr__", None) is object.__repr__ and hasattr(example, "__dict__"):
+        _digest({type(example).__name__: vars(example)}, hasher)
     else:
-        hasher.update(repr(example).encode())
+        hasher.update(_ADDRESS.sub("", repr(example)).encode())
 
 
 def fingerprint(data: Any) -> str:
@@ -158,12 +199,27 @@ def fingerprint(data: Any) -> str:
     if examples.columns is not None:
         _digest(examples.columns, hasher)
         return hasher.hexdigest()
-    if len(examples) and _hash_of(examples[0]) != _hash_of(examples[0]):
-        return f"unstable-{len(examples)}"
-    count = min(len(examples), _LIMIT)
-    for i in np.linspace(0, len(examples) - 1, count).astype(int):
-        _digest(examples[int(i)], hasher)
+    with _randomness_restored():
+        for i in np.linspace(0, len(examples) - 1, min(len(examples), _REREAD)).astype(int):
+            if _hash_of(examples[int(i)]) != _hash_of(examples[int(i)]):
+                return f"unstable-{len(examples)}"
+        count = min(len(examples), _LIMIT)
+        hasher.update(f"{len(examples)} ".encode())
+        for i in np.linspace(0, len(examples) - 1, count).astype(int):
+            _digest(examples[int(i)], hasher)
     return ("sampled-" if count < len(examples) else "") + hasher.hexdigest()
+
+
+@contextmanager
+def _randomness_restored() -> Iterator[None]:
+    """Reading a dataset may draw from the user's generators (augmentation): leave them as they were."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 def _hash_of(example: Any) -> str:

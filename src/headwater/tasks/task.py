@@ -109,13 +109,19 @@ class Task:
         return f"{type(self).__name__}({settings})"
 
 
+def fields_of(batch: Batch) -> Batch:
+    """A dataclass as a dict of its fields; any other batch as it is."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type | Mapping):
+        return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return batch
+
+
 def split(batch: Batch, labels: str) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     """A batch as (positional inputs, keyword inputs, labels): the last item of a tuple, or the field called ``labels``."""
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        batch = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    batch = fields_of(batch)
     if isinstance(batch, Mapping):
         if labels not in batch:
-            raise TaskError(f"a batch with the fields {sorted(batch)}", f"a field {labels!r} that holds the labels", "name it: labels='...'")
+            raise TaskError(f"a batch with the fields {[*map(str, batch)]}", f"a field {labels!r} that holds the labels", "name it: labels='...'")
         return (), {k: v for k, v in batch.items() if k != labels}, batch[labels]
     if isinstance(batch, tuple | list) and len(batch) >= 2:
         return tuple(batch[:-1]), {}, batch[-1]
@@ -130,9 +136,35 @@ def logits_of(output: Any) -> Tensor:
         return output
     if hasattr(output, "logits"):
         return output.logits
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise TaskError(f"a model that returned a {type(output).__name__}", "a tensor, or an object with .logits", "or write the task yourself: hw.tasks.Task(loss=, measure=)")
+    raise TaskError(
+        f"a model that returned a {type(output).__name__}", "a tensor, or an object with .logits", "or write the task yourself: hw.tasks.Task(loss=, measure=)"
+    )
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def check_classes(labels: Tensor, classes: int, what: str) -> None:
+    """Raise TaskError unless labels are whole numbers in 0..classes-1. Not inside vmap, where no value can be looked at: the same
+    batch has been looked at outside."""
+    try:
+        low, high = (float(v) for v in torch.stack(torch.aminmax(labels)).tolist()) if labels.numel() else (0.0, 0.0)
+        whole = not labels.is_floating_point() or bool((labels == labels.round()).all())
+    except RuntimeError:
+        return
+    if not whole:
+        raise TaskError(
+            f"{what} that are not whole numbers, between {low:g} and {high:g}",
+            "the number of a class for each",
+            "for soft labels (probabilities) write the task yourself: hw.tasks.Task(loss=, measure=, sample=)",
+        )
+    if low < 0 or high >= classes:
+        raise TaskError(f"{what} from {low:g} to {high:g} and {classes} classes", f"{what} in 0..{classes - 1}", f"renumber the {what}, or widen the model's last layer")
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
@@ -175,8 +207,7 @@ class Classification(Task):
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) in at least float32 (a single output z becomes the pair (0, z)) and labels (n,)."""
         args, kwargs, labels = split(batch, self.labels)
-        logits = logits_of(model(*args, **kwargs))
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = at_least_float32(logits_of(model(*args, **kwargs)))
         if logits.ndim == 1:
             logits = logits.unsqueeze(1)
         if logits.ndim != 2:
@@ -185,23 +216,29 @@ class Classification(Task):
             )
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        labels = labels.reshape(len(labels), -1).squeeze(1).long() if labels.ndim > 1 else labels.long()
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
+        if labels.shape not in (logits.shape[:1], (len(logits), 1)):
             raise TaskError(
-                f"labels from {int(labels.min())} to {int(labels.max())} and {logits.shape[1]} classes", f"labels in 0..{logits.shape[1] - 1}", "renumber the labels"
+                f"labels of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}",
+                f"one class number per example, shape ({len(logits)},)",
+                "for soft or several labels per example write the task yourself: hw.tasks.Task(loss=, measure=, sample=)",
             )
-        return logits, labels
+        labels = labels.reshape(-1)
+        check_classes(labels, logits.shape[1], "labels")
+        return logits, labels.long()
 
     def _weights(self, labels: Tensor, logits: Tensor) -> Tensor:
-        weight = torch.ones_like(logits[:, 0]) if self.weight is None else self.weight.to(logits)[labels]
-        return self.scale * weight
+        """What the Hessian ``diag p - p p^T`` of an example's cross-entropy is multiplied with: the weights of its classes, averaged
+        over its smoothed label."""
+        if self.weight is None:
+            return torch.full_like(logits[:, 0], self.scale)
+        weight = self.weight.to(logits)
+        return self.scale * torch.lerp(weight[labels], weight.mean(), self.label_smoothing)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each example, shape (n,)."""
         logits, labels = self._logits(model, batch)
-        if self.label_smoothing and self.weight is not None:
-            return self.scale * F.cross_entropy(logits, labels, self.weight.to(logits), label_smoothing=self.label_smoothing, reduction="none")
-        return self._weights(labels, logits) * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+        weight = None if self.weight is None else self.weight.to(logits)
+        return self.scale * F.cross_entropy(logits, labels, weight, label_smoothing=self.label_smoothing, reduction="none")
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-odds of the given class, shape (n,)."""
@@ -250,11 +287,15 @@ class Regression(Task):
     def _pair(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Predictions and targets, both (n, outputs), predictions in at least float32."""
         args, kwargs, target = split(batch, self.labels)
-        f = logits_of(model(*args, **kwargs))
-        f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
-        f, target = f.reshape(len(f), -1), target.reshape(len(target), -1).to(f.dtype)
-        if f.shape != target.shape:
-            raise TaskError(f"predictions of shape {tuple(f.shape)} and targets of shape {tuple(target.shape)}", "equal shapes", "mend the model's last layer or the targets")
+        f = at_least_float32(logits_of(model(*args, **kwargs)))
+        if f.ndim and target.ndim:
+            f, target = f.reshape(len(f), -1), target.reshape(len(target), -1).to(f.dtype)
+        if f.shape != target.shape or not f.ndim:
+            raise TaskError(
+                f"predictions of shape {tuple(f.shape)} and targets of shape {tuple(target.shape)}",
+                "equal shapes, examples first",
+                "mend the model's last layer or the targets",
+            )
         return f, target
 
     def _factor(self, outputs: int) -> float:
@@ -292,7 +333,7 @@ class Regression(Task):
 class Language(Task):
     """Next-token likelihood; the measure is the log-likelihood of the given tokens (summed over them).
 
-    Batches: a tensor of token ids (n, length); a mapping with ``input_ids`` and perhaps ``attention_mask`` and ``labels`` (as in
+    Batches: a tensor of token ids (n, length), perhaps alone in a tuple; a mapping or dataclass with ``input_ids`` and perhaps ``attention_mask`` and ``labels`` (as in
     transformers: labels are aligned with the inputs and shifted here); or a tuple (inputs, targets) whose targets are already
     shifted. Positions whose label is ``ignore`` and, where no labels are given, positions outside the attention mask, do not count.
 
@@ -331,6 +372,7 @@ class Language(Task):
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels (n, positions) that the logits' positions are judged by, with ``ignore`` where a position does not count."""
+        batch = self._unpacked(batch)
         if isinstance(batch, Tensor):
             return batch[:, 1:]
         if isinstance(batch, tuple | list):
@@ -341,19 +383,38 @@ class Language(Task):
         mask = batch.get("attention_mask")
         return labels if mask is None else labels.masked_fill(mask[:, 1:] == 0, self.ignore)
 
+    @staticmethod
+    def _unpacked(batch: Batch) -> Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]:
+        """Token ids, (inputs ..., targets), or a mapping with token ids; anything else is a TaskError."""
+        batch = fields_of(batch)
+        if isinstance(batch, tuple | list) and len(batch) == 1:  # as a TensorDataset of token ids gives
+            batch = batch[0]
+        known = isinstance(batch, Tensor) or (isinstance(batch, tuple | list) and len(batch) > 1)
+        if not known and not (isinstance(batch, Mapping) and ("input_ids" in batch or batch.get("labels") is not None)):
+            held = f" with the fields {[*map(str, batch)]}" if isinstance(batch, Mapping) else ""
+            raise TaskError(
+                f"a batch of type {type(batch).__name__}{held}",
+                "token ids, a mapping with input_ids, or (inputs, shifted targets)",
+                "give the task a collate= that makes such a batch, or write it yourself: hw.tasks.Task(loss=, measure=)",
+            )
+        return batch
+
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (n, positions, vocabulary) in at least float32, and the targets they are judged by."""
+        batch = self._unpacked(batch)
         if isinstance(batch, Tensor):
             logits = logits_of(model(batch))[:, :-1]
         elif isinstance(batch, tuple | list):
             logits = logits_of(model(*batch[:-1]))
         else:
             logits = logits_of(model(**{k: v for k, v in batch.items() if k != "labels"}))[:, :-1]
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         targets = self.targets(batch)
         if logits.ndim != 3 or logits.shape[:2] != targets.shape:
-            raise TaskError(f"logits of shape {tuple(logits.shape)} for targets of shape {tuple(targets.shape)}", "(examples, positions, vocabulary)", "check the batch's layout")
-        return logits, targets
+            raise TaskError(
+                f"logits of shape {tuple(logits.shape)} for targets of shape {tuple(targets.shape)}", "(examples, positions, vocabulary)", "check the batch's layout"
+            )
+        check_classes(targets.masked_fill(targets == self.ignore, 0), logits.shape[-1], "tokens")
+        return at_least_float32(logits), targets
 
     def _summed(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=self.ignore, reduction="none")
