@@ -13,7 +13,7 @@ import torch
 
 from headwater import report
 from headwater.errors import DamagedFile, InputError, MissingExtra
-from headwater.store import damaged, read_tensors, write_tensors
+from headwater.store import bytes_hash, content_hash, damaged, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -221,8 +221,14 @@ class TrainingScores:
         if self.stderr is not None:
             tensors["stderr"] = torch.from_numpy(np.ascontiguousarray(self.stderr))
         kept = {k: getattr(self, k) for k in ("method", "unit", "query_names", "train_names", "provenance")}
-        write_tensors(place, tensors, {"headwater": json.dumps({"kind": "TrainingScores", **kept})})
+        facts = {"kind": "TrainingScores", "checksum": _checksum(tensors), **kept}
+        write_tensors(place, tensors, {"headwater": json.dumps(facts)})
         return place
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """Of the numbers themselves: the file's own checksum cannot lie in the file."""
+    return content_hash({name: bytes_hash(t.numpy().tobytes()) for name, t in tensors.items()})
 
 
 def load(path: str | Path) -> TrainingScores:
@@ -239,6 +245,8 @@ def load(path: str | Path) -> TrainingScores:
     facts = json.loads(meta)
     if facts.pop("kind") != "TrainingScores":
         raise damaged(place, "holds something else than training scores")
+    if facts.pop("checksum") != _checksum(tensors):
+        raise damaged(place, "does not match its checksum")
     names = {k: None if facts[k] is None else tuple(facts[k]) for k in ("query_names", "train_names")}
     stderr = tensors["stderr"].numpy() if "stderr" in tensors else None
     return TrainingScores(tensors["values"].numpy(), stderr, **{**facts, **names})

@@ -287,6 +287,8 @@ def stages_of(manifest: dict[str, Any], data: Sequence[Any], tasks: Sequence[Tas
 
 def _spread(given: Any, facts: list[dict[str, Any]], what: str, kind: type) -> list[Any]:
     """What was passed for ``train`` or ``task``, one for each stage."""
+    if kind is Task and not isinstance(given, Task | Mapping | list | tuple):
+        raise InputError(f"a {type(given).__name__} where a task belongs", "a hw.tasks.Task", "hw.tasks.Classification(), say, or hw.tasks.Task(loss=, measure=)")
     names = [stage["name"] for stage in facts]
     if isinstance(given, Mapping) and set(names) <= set(given):
         return [given[name] for name in names]
@@ -313,8 +315,6 @@ def _check_data(stage: Stage, facts: dict[str, Any]) -> None:
 
 
 def _check_task(stage: Stage, facts: dict[str, Any]) -> None:
-    if not hasattr(stage.task, "describe"):
-        raise InputError(f"a {type(stage.task).__name__} where a task belongs", "a hw.tasks.Task", "hw.tasks.Classification(), say")
     found = stage.task.describe()
     differing = [f"{k}: {facts['task'].get(k)!r} then, {found.get(k)!r} now" for k in {**facts["task"], **found} if facts["task"].get(k) != found.get(k)]
     if differing:
