@@ -92,6 +92,7 @@ def test_one_bar_is_set_off(values, best, leader):
 def test_what_was_not_measured_has_no_bar_and_says_so(value, words):
     missing, other = rows(Bars((Bar("a", value, 0.1, 0.2), Bar("b", 1.0))))
     assert bar(missing) is None and bar(other) is not None
+    assert value is not None or missing.find("line", class_="whisker") == []
     assert words in missing.text().split()
 
 

@@ -56,6 +56,22 @@ def test_every_text_on_the_page_stands_in_its_twin_whatever_it_says(words):
     assert [t for t in seen(render(given_page)) if t not in twin] == []
 
 
+def test_nothing_that_a_page_is_given_is_left_out_of_it_or_of_its_twin():
+    given_words = []
+
+    def say(words):
+        given_words.append(f"{words.split()[0]}{len(given_words)}z")
+        return given_words[-1]
+
+    given_page = everything(say)
+    on_the_page, in_the_twin = " ".join(seen(render(given_page))), said(text(given_page))
+    assert len(given_words) > 50
+    assert [words for words in given_words if words not in on_the_page] == []
+    assert [words for words in given_words if words not in in_the_twin] == []
+    for value in ("0.420 0.370 to 0.470", "+0.50 ± 0.10", "−0.750 ± 0.020", "0.700"):
+        assert value in on_the_page and value in re.sub(r"(\d)z?\s+", r"\1 ", in_the_twin)
+
+
 def test_every_part_has_a_renderer_and_a_twin():
     assert set(RENDERERS) == set(TWINS) == set(typing.get_args(Part))
 

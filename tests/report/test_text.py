@@ -80,3 +80,8 @@ def test_a_curve_is_a_small_table_from_its_first_to_its_last_point():
 
 def test_figures_without_notes_leave_no_empty_column():
     assert lines(Figures((("LDS", "0.42"), ("cost", "12 s")))) == ["LDS   0.42", "cost  12 s"]
+
+
+def test_zero_is_in_one_column_for_all_cards_of_an_attribution():
+    part = Attribution(Card("q"), (Card("#1", "a long label", score=1.0), Card("#20", score=0.123)), (Card("#3", "b", text="words", score=-1.0),))
+    assert len({line.index("│") for line in lines(part) if "│" in line}) == 1

@@ -115,3 +115,11 @@ def is_quantity(text: str) -> bool:
     [True, True, True, True, True, True, True, False, False]
     """
     return text.strip() in {"", "–", "-", "nan", "inf", "−inf"} or _QUANTITY.fullmatch(text.strip()) is not None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: ``0.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

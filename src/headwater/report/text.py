@@ -90,23 +90,27 @@ def _table(part: Table) -> list[str]:
 
 
 def _attribution(part: Attribution) -> list[str]:
-    blocks = [["Query", *_cards((part.query,), 1.0)]]
-    for heading, cards in ((words.PROPONENTS, part.proponents), (words.OPPONENTS, part.opponents)):
-        blocks.append([f"{heading[0]} {heading[1]}", *(_cards(cards, part.scale) or ["  " + words.NONE])])
-    blocks.append(_errors(part.proponents + part.opponents))
-    return [line for block in blocks for line in block]
+    answers = _cards(part.proponents + part.opponents, part.scale)  # together, so that zero is in one column
+    split = len(part.proponents)
+    lines = ["Query", *_flat(_cards((part.query,), 1.0))]
+    for heading, cards in ((words.PROPONENTS, answers[:split]), (words.OPPONENTS, answers[split:])):
+        lines += [" ".join(heading), *(_flat(cards) or ["  " + words.NONE])]
+    return lines + _errors(part.proponents + part.opponents)
 
 
 def _gallery(part: Gallery) -> list[str]:
-    return _cards(part.cards, part.scale) + _errors(part.cards)
+    return _flat(_cards(part.cards, part.scale)) + _errors(part.cards)
 
 
-def _cards(cards: tuple[Card, ...], scale: float) -> list[str]:
-    heads = ["  " + head for head in _aligned([_card(card, scale) for card in cards])]
-    lines: list[str] = []
-    for head, card in zip(heads, cards, strict=True):
-        lines += [head, *(line for block in words.paragraphs(card.text or "") for line in _filled(block, "      "))]
-    return lines
+def _cards(cards: tuple[Card, ...], scale: float) -> list[list[str]]:
+    """The lines of each card: one for what it is, then its text."""
+    heads = _aligned([_card(card, scale) for card in cards])
+    bodies = [_flat(_filled(block, "      ") for block in words.paragraphs(card.text or "")) for card in cards]
+    return [["  " + head, *body] for head, body in zip(heads, bodies, strict=True)]
+
+
+def _flat(blocks: Iterable[list[str]]) -> list[str]:
+    return [line for block in blocks for line in block]
 
 
 def _card(card: Card, scale: float) -> tuple[str, ...]:
