@@ -48,7 +48,8 @@ class Setting:
 class Estimate(Protocol):
     """A way to estimate curvature: a frozen record of settings. ``passes``: passes over the data per source."""
 
-    passes: int
+    @property
+    def passes(self) -> int: ...
 
     def fit(self, sources: list[Point], setting: Setting) -> Curvature: ...
 
