@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from headwater.training.experiment import Experiment
 from torch.utils.data import DataLoader, TensorDataset
 
 from headwater.errors import DamagedFile, HeadwaterError, InputError, MissingExtra, RunError, StorageError
@@ -23,6 +22,7 @@ from headwater.evaluate.jobs import Job, Work, measurements, select
 from headwater.evaluate.retrain import duration
 from headwater.evaluate.workers import Recruiter, _processes, _recruiter
 from headwater.tasks import Examples, Regression, Task
+from headwater.training.experiment import Experiment
 
 EXPERIMENT = """
 import os, time, torch
