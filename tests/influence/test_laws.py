@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import headwater as hw
-from headwater.influence.responses import accumulated, damped_inverse, surviving
+from headwater.influence.responses import Accumulated, DampedInverse, Surviving
 from headwater.training import segments
 from tests.influence.brute import Brute, source
 
@@ -128,7 +128,7 @@ def test_ekfac_adam_is_the_harmonic_projection(tmp_path):
             v = torch.stack([engine.capture.blocks[name].pack(run.second_moments(w[0])).flatten() for w in row.at]).mean(0)
             p = 1 / ((q**2).T @ (v.sqrt() + 1e-8))
             s = p * (op.spectrum.flatten() + 0.02)
-            x = (u[name] @ q) * p * torch.from_numpy(np.asarray(accumulated(t)(s)))
+            x = (u[name] @ q) * p * torch.from_numpy(np.asarray(Accumulated(t)(s)))
             truth = truth - (x @ q.T) @ torch.stack([b[name] for b in g]).mean(0).T / len(TRAIN[0])
             u[name] = ((u[name] @ q) * torch.exp(-t * s)) @ q.T
     assert close(found, truth.numpy(), 1e-8)
@@ -146,13 +146,13 @@ def test_responses_at_their_limits():
     for x in (0.0, 1e-300, 1e-12, 1e-8, 1e-4, 1.0, 1e3):
         s = torch.tensor([x], dtype=torch.float64)
         exact = 0.7 if x < 1e-12 else -np.expm1(-0.7 * x) / x
-        assert float(accumulated(0.7)(s)) == pytest.approx(exact, rel=1e-12)
-        assert float(accumulated(0.7)(s.float())) == pytest.approx(exact, rel=1e-6)
+        assert float(Accumulated(0.7)(s)) == pytest.approx(exact, rel=1e-12)
+        assert float(Accumulated(0.7)(s.float())) == pytest.approx(exact, rel=1e-6)
     s = torch.logspace(-6, 6, 2001, dtype=torch.float64)
-    ratio = accumulated(1.0)(s) / damped_inverse(1.0)(s)
-    assert 1 <= float(ratio.min()) and float(ratio.max()) == pytest.approx(1.2984, abs=1e-4)
-    parts = surviving(0.7)(s) * accumulated(0.4)(s) + accumulated(0.7)(s)
-    assert torch.allclose(parts, accumulated(1.1)(s), rtol=1e-12)
+    ratio = Accumulated(1.0)(s) / DampedInverse(1.0)(s)
+    assert float(ratio.min()) >= 1 and float(ratio.max()) == pytest.approx(1.2984, abs=1e-4)
+    parts = Surviving(0.7)(s) * Accumulated(0.4)(s) + Accumulated(0.7)(s)
+    assert torch.allclose(parts, Accumulated(1.1)(s), rtol=1e-12)
 
 
 def same_weights(path, rates, optimizer=sgd(), checkpoints=(10, 20, 30), task=TASK):
@@ -302,7 +302,7 @@ def test_a_tolerance_stays_within_what_it_promises(tmp_path):
 
 def test_the_last_segment_alone_sees_its_own_checkpoints(run):
     """Gradients come from each segment's own weights: scores change when a middle checkpoint is replaced by the final one."""
-    moved = hw.Run.from_checkpoints(
-        run.path.parent / "moved", {s: run.weights(run.checkpoints[-1]) for s in run.checkpoints if s}, build=build, train=TRAIN, task=TASK, optimizer=sgd(momentum=0.5, weight_decay=0.01)
-    )
+    final = dict.fromkeys((s for s in run.checkpoints if s), run.weights(run.checkpoints[-1]))
+    optimizer = sgd(momentum=0.5, weight_decay=0.01)
+    moved = hw.Run.from_checkpoints(run.path.parent / "moved", final, build=build, train=TRAIN, task=TASK, optimizer=optimizer)
     assert not close(values(moved), values(run), 1e-2)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import headwater as hw
-from headwater.errors import InputError, RunError, StorageError, UnknownOptimizer
+from headwater.errors import InputError, RunError, StorageError, TaskError, UnknownOptimizer
 from headwater.store import read_json
 from headwater.training import segments as segments_of
 from headwater.training.places import Places
@@ -299,6 +299,18 @@ def test_the_recorder_leaves_chance_and_the_optimizer_alone(tmp_path):
     assert torch.equal(numbers(True), numbers(False))
 
 
+def test_looking_at_the_task_leaves_the_model_as_it_was(tmp_path):
+    model = nn.Sequential(build(), nn.Dropout(0.5)).train()
+    model[0][1].eval()
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    hw.Recorder(tmp_path / "run", model, torch.optim.SGD(model.parameters(), lr=0.1), task=TASK, train=TRAIN)
+    assert torch.rand(1) == expected and model[1].training and not model[0][1].training
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+
+
 def test_a_context_lets_go_of_the_optimizer(tmp_path):
     model = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -373,6 +385,8 @@ CALLS = {
     "nothing trained": (lambda t: recorder(t, model=(m := build().requires_grad_(False)), optimizer=torch.optim.SGD(m.parameters(), lr=0.1)), InputError, "unfreeze"),
     "empty data": (lambda t: recorder(t, train=tuple(x[:0] for x in TRAIN)), InputError, "empty"),
     "iterable data": (lambda t: recorder(t, train=iter([1, 2])), InputError, "list of examples"),
+    "reduced loss": (lambda t: recorder(t, task=hw.tasks.Task(lambda m, b: m(b[0]).mean(), TASK.measure)), TaskError, "one number per example"),
+    "failing loss": (lambda t: recorder(t, train=TRAIN[::-1]), TaskError, "first training examples"),
     "reduction": (lambda t: recorder(t, reduction="median"), InputError, "mean"),
     "checkpoints": (lambda t: recorder(t, checkpoints=0), InputError, "checkpoints=6"),
     "ids too large": (lambda t: recorder(t).step([24]), InputError, "0 to 23"),

@@ -274,7 +274,8 @@ def test_experiments_travel_to_processes_that_never_saw_their_file(file, tmp_pat
 def test_files_that_are_no_experiment_are_refused(file, tmp_path):
     (tmp_path / "none.py").write_text("x = 1\n")
     (tmp_path / "two.py").write_text(FILE + "\nother = hw.Experiment(build, data, data, hw.tasks.Regression(), fit)\n")
-    for name, variable, words in [("none.py", None, "no experiment"), ("two.py", None, "'experiment', 'other'"), ("line.py", "model", "'model'"), ("gone.py", None, "not a file")]:
+    cases = [("none.py", None, "no experiment"), ("two.py", None, "'experiment', 'other'"), ("line.py", "model", "'model'"), ("gone.py", None, "not a file")]
+    for name, variable, words in cases:
         with pytest.raises(InputError, match=words):
             hw.Experiment.load(tmp_path / name, variable)
     assert hw.Experiment.load(tmp_path / "two.py", "other").name is None

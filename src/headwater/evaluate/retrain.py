@@ -18,6 +18,7 @@ from headwater.evaluate.identity import identity
 from headwater.evaluate.jobs import Work
 from headwater.evaluate.subsets import Subsets
 from headwater.evaluate.workers import ENGINES, Outcome
+from headwater.report.numbers import duration
 from headwater.tasks.batches import Examples
 
 
@@ -121,14 +122,6 @@ class Teller:
         if kind is KeyboardInterrupt:
             kept = f"{self.kept} of {self.bar.total} models are kept in {self.place}"
             self.say(f"stopped. {kept}; the same call with directory={str(self.place)!r} continues there.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: ``0.4 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

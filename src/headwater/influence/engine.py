@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headwater.capture import Capture
+from headwater.capture.stream import stream
 from headwater.curvature import Blockwise, Curvature, Point, Setting
 from headwater.curvature.estimate import VectorFlow
 from headwater.errors import NotFinite
 from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
 from headwater.linalg import Diagonal
 from headwater.store import content_hash
-from headwater.tasks.batches import to
+from headwater.tasks.batches import Batch, to
 from headwater.training import Run
 
 CACHE = 2**30  # bytes of checkpoints kept in memory
@@ -78,6 +82,19 @@ class Engine:
             self._curvatures[fit] = fit.estimate.fit(points, setting)
             store.write(name, {k: t.detach().cpu().contiguous() for k, t in fit.estimate.tensors(self._curvatures[fit]).items()}, {"estimate": repr(fit.estimate)})
         return self._curvatures[fit]
+
+    @cached_property
+    def seconds_per_example(self) -> float:
+        """How long one example's gradient takes, from one timed batch of up to 32 (compared with nothing: a lower bound)."""
+        stage, count = self.run.stages[0], min(self.batch_size, 32, self.run.stages[0].size)
+
+        def process(batch: Batch, _: np.ndarray) -> float:
+            return sum(float(g.square_norms().sum()) for g in self.capture.gradients(stage.task.loss, batch).values())
+
+        started = time.perf_counter()
+        for _ in stream(stage.data, range(count), process, batch_size=count, device=self.run.device):
+            pass
+        return (time.perf_counter() - started) / count
 
     def cost(self, fit: Fit) -> int:
         """Examples that pass through the model to make a curvature."""

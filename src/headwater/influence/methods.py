@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from headwater.curvature import EKFAC, Estimate
 from headwater.errors import InputError, RunError
-from headwater.influence.responses import accumulated, constant, damped_inverse, surviving
+from headwater.influence.responses import Accumulated, Constant, DampedInverse, Surviving
 from headwater.linalg import Response
 from headwater.training import Run, Segment, segments
 
@@ -82,7 +82,7 @@ class GradDot:
     """
 
     def plan(self, run: Run) -> Table:
-        rows = tuple(Row(stage.index, (_final(run),), constant(1.0)) for stage in run.stages)
+        rows = tuple(Row(stage.index, (_final(run),), Constant(1.0)) for stage in run.stages)
         return Table(repr(self), rows, RANK_ONLY)
 
 
@@ -96,7 +96,7 @@ class GradCos:
     """
 
     def plan(self, run: Run) -> Table:
-        rows = tuple(Row(stage.index, (_final(run),), constant(1.0), examples=1) for stage in run.stages)
+        rows = tuple(Row(stage.index, (_final(run),), Constant(1.0), examples=1) for stage in run.stages)
         return Table(repr(self), rows, COSINE, cosine=True)
 
 
@@ -116,7 +116,7 @@ class TracIn:
             start = stage.start
             for step in [c for c in run.checkpoints if stage.start < c <= stage.stop]:
                 time = total_rate(run, Pace(start, step))
-                rows.append(Row(stage.index, ((step,),), constant(time), query_at=(step,), pace=Pace(start, step)))
+                rows.append(Row(stage.index, ((step,),), Constant(time), query_at=(step,), pace=Pace(start, step)))
                 start = step
         return Table(repr(self), tuple(rows), MEASUREMENT)
 
@@ -160,7 +160,7 @@ class Influence:
         fit = Fit(self.curvature, tuple((stage.index, _final(run)) for stage in run.stages))
         pace = default_pace(run) if self.damping is None else None
         damping = self.damping if pace is None else 1.0 / total_rate(run, pace)
-        phi = damped_inverse(float(damping))  # type: ignore[arg-type]
+        phi = DampedInverse(float(damping))  # type: ignore[arg-type]
         rows = tuple(Row(stage.index, (_final(run),), phi, curvature=fit, pace=pace, examples=total) for stage in run.stages)
         name = f"Influence(damping={damping:.3g})"
         return Table(name, rows, MEASUREMENT)
@@ -218,7 +218,7 @@ class Source:
         pace = Pace(segment.start, segment.stop, steps if adaptive else ())
         time = total_rate(run, pace)
         fit = Fit(self.curvature, tuple((segment.stage, weights) for weights in at))
-        return Row(segment.stage, at, accumulated(time), psi=surviving(time), curvature=fit, pace=pace)
+        return Row(segment.stage, at, Accumulated(time), psi=Surviving(time), curvature=fit, pace=pace)
 
 
 def total_rate(run: Run, pace: Pace) -> float:

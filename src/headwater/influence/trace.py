@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from headwater.influence.methods import Method, Table
 from headwater.influence.queries import Asked, ask, check, methods_of
 from headwater.influence.scoring import QuerySide, passes, query_gradients, score_pass
 from headwater.influence.vectors import is_rank_one
+from headwater.report.numbers import duration
 from headwater.result import TrainingScores
 from headwater.store import content_hash
 from headwater.tasks import Measure, fingerprint
@@ -42,16 +43,20 @@ class Plan:
     factor_bytes: int
     score_bytes: int
     batch_size: int
+    seconds: float
     coverage: dict[str, int]
 
     def __str__(self) -> str:
         rules = ", ".join(f"{count:,} by {rule}" for rule, count in sorted(self.coverage.items(), key=lambda item: -item[1]))
-        return (
-            f"headwater: {len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients"
-            f"{f' in each of {self.chunks} chunks of {self.chunk} queries' if self.chunks > 1 else ''}, {self.examples:,} example gradients in all\n"
-            f"headwater: memory: queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}; batches of {self.batch_size}\n"
-            f"headwater: parameters: {rules}"
+        chunks = f" in each of {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""
+        memory = f"queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}"
+        lines = (
+            f"{len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients{chunks}",
+            f"{self.examples:,} example gradients in all, about {duration(self.seconds)} by one timed batch; batches of {self.batch_size}",
+            f"memory: {memory}",
+            f"parameters: {rules}",
         )
+        return "\n".join("headwater: " + line for line in lines)
 
 
 def _mb(size: int) -> str:
@@ -128,7 +133,7 @@ def trace(
     with _progress(engine, plan, tables, progress, job):
         guarded(job, go)
     job.finish()
-    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples}
+    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
     results = [_result(run, table, scores, asked.names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
     return results if many else results[0]
 
@@ -181,7 +186,7 @@ def self_influence(
     with _progress(engine, plan, tables, progress, job):
         guarded(job, go)
     job.finish()
-    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples}
+    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
     results = [_result(run, table, scores, ("self",), cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
     return results if many else results[0]
 
@@ -212,9 +217,8 @@ def _name(measure: Any) -> str:
 def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
     """What the scores depend on besides the queries."""
     weights = sorted({step for table in tables for row in table.rows for w in row.at for step in w} | {run.checkpoints[-1]})
-    rows = [[t.name, [[r.stage, [list(w) for w in r.at], repr(r.curvature), repr(r.pace)] for r in t.rows]] for t in tables]
     data = [[s.fingerprint, s.task.describe()] for s in run.stages]
-    return [[run.weights_hash(step) for step in weights], rows, data, engine.batch_size]
+    return [[run.weights_hash(step) for step in weights], list(map(repr, tables)), data, engine.batch_size]
 
 
 def _tolerance(engine: Engine, tolerance: float | None) -> float:
@@ -242,6 +246,7 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
     sizes = {n: p.numel() for n, p in engine.model.named_parameters(remove_duplicate=False)}
     for name, rule in engine.capture.coverage.items():
         coverage[rule] = coverage.get(rule, 0) + sizes[name]
+    examples = streamed + sum(engine.cost(fit) for fit in fits)
     return Plan(
         methods=tuple(table.name for table in tables),
         queries=asked.count,
@@ -249,11 +254,12 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
         chunk=chunk,
         chunks=chunks,
         passes=len(work),
-        examples=streamed + sum(engine.cost(fit) for fit in fits),
+        examples=examples,
         query_bytes=chunk * width,
         factor_bytes=4 * factors * len(fits),
         score_bytes=4 * asked.count * run.size * len(tables),
         batch_size=engine.batch_size,
+        seconds=examples * engine.seconds_per_example,
         coverage=coverage,
     )
 
@@ -288,8 +294,10 @@ class _progress:
         self.bar = tqdm(total=self.plan.examples, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
         self.engine.advance = self.bar.update
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
+        if self.show and kind is KeyboardInterrupt:
+            print("headwater: stopped; what was computed is kept, and the same call continues there", file=sys.stderr)
         self.engine.advance = lambda n: None
 
 

@@ -67,7 +67,8 @@ def _schedule(rates: Rates, count: int, own: list[float]) -> np.ndarray:
         return np.tile(own, (count, 1))
     values = np.array([rates(step) for step in range(1, count + 1)] if callable(rates) else list(rates), dtype=float)
     if len(values) != count or values.ndim > 2 or not np.isfinite(values).all() or (values < 0).any():
-        raise InputError(f"rates of shape {values.shape}", f"{count} learning rates of at least 0, one for each step up to the last checkpoint", "pass a function of the step")
+        expected = f"{count} learning rates of at least 0, one for each step up to the last checkpoint"
+        raise InputError(f"rates of shape {values.shape}", expected, "pass a function of the step")
     wide = values.reshape(count, -1)
     if wide.shape[1] not in (1, len(own)):
         raise InputError(f"rates of {wide.shape[1]} groups", f"one for all, or one for each of {len(own)} groups", "pass shape (steps,) or (steps, groups)")

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from headwater.errors import InputError, RunError
+from headwater.errors import HeadwaterError, InputError, RunError, TaskError
 from headwater.tasks import Examples, Task, fingerprint
+from headwater.tasks.batches import to
+from headwater.tasks.task import per_example
 from headwater.training.journal import STEPS, Journal
 from headwater.training.optimizers import OptimizerRecord, describe, second_moments, unwrapped
 from headwater.training.places import Places
@@ -106,6 +108,7 @@ class Recorder:
         record, examples = describe(optimizer, model), Examples(train, task.collate)
         if len(examples) == 0:
             raise InputError("an empty training set", "at least one example", "pass the dataset that the indices of recorder.step count in")
+        check_task(model, task, examples)
         self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction))
         self._data.append((train, task))
         self._watched = _Watched(model, optimizer, record, len(examples), Places(checkpoints, steps))
@@ -218,6 +221,26 @@ class _Watched:
             out["momentum"] = [float(g.get("momentum", 0.0)) for g in groups]
             out["decay"] = [float(g["weight_decay"]) for g in groups]
         return out
+
+
+def check_task(model: nn.Module, task: Task, examples: Examples) -> None:
+    """Raise TaskError where the task's loss of the first two examples is not one number each: better now than after the training."""
+    device, mode = next((p.device for p in model.parameters()), torch.device("cpu")), {m: m.training for m in model.modules()}
+    batch = to(examples.batch(range(min(2, len(examples)))), device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            per_example(task.loss(model.eval(), batch), batch, "loss")
+    except HeadwaterError:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise TaskError(
+            f"a task whose loss fails on the first training examples: {type(error).__name__}: {error}",
+            "a loss that takes the model and a batch of the dataset",
+            "look at what train[0] holds and in which order; give the task a collate= that makes the batches it wants",
+        ) from error
+    finally:
+        for module, training in mode.items():
+            module.training = training
 
 
 def stage_facts(name: str, start: int, task: Task, examples: Examples, record: OptimizerRecord, reduction: str) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class Run:
         """
         place = Path(path)
         if not (place / "manifest.json").exists():
-            raise RunError(f"{place} holds no run (no manifest.json)", "a directory written by hw.Recorder", "check the path; a recording that was killed at once leaves nothing")
+            mend = "check the path; a recording that was killed at once leaves nothing"
+            raise RunError(f"{place} holds no run (no manifest.json)", "a directory written by hw.Recorder", mend)
         manifest = read_json(place / "manifest.json")
         if manifest.get("schema") != SCHEMA:
             raise RunError(f"the run {place} has schema {manifest.get('schema')}", f"schema {SCHEMA}", "record it again, or use the version that wrote it")
@@ -164,7 +165,8 @@ class Run:
         """The checksum of a checkpoint's file. Raises MissingCheckpoint."""
         held = self.manifest["checkpoints"].get(str(step))
         if held is None:
-            raise MissingCheckpoint(f"no checkpoint of step {step} in {self.path}", f"one of {list(self.checkpoints)}", "record that step: hw.Recorder(checkpoints=[...])")
+            given = f"no checkpoint of step {step} in {self.path}"
+            raise MissingCheckpoint(given, f"one of {list(self.checkpoints)}", "record that step: hw.Recorder(checkpoints=[...])")
         return held
 
     def _tensors(self, step: int) -> dict[str, Tensor]:
@@ -228,7 +230,6 @@ class Run:
                 mine = rows[(rows["stage"] == stage.index) & (rows["group"] == number)]
                 if not len(mine):
                     continue
-                scale = mine["batch"].astype(float) if stage.reduction == "sum" else np.ones(len(mine))
                 by = mine["clip"] * (mine["batch"].astype(float) if stage.reduction == "sum" else 1.0)  # what the mean gradient is multiplied with
                 rate = mine["rate"] * by
                 decay = mine["decay"] / np.where(by > 0, by, 1.0)  # decay acts on the weights themselves, whatever happens to the gradient
