@@ -15,23 +15,22 @@ class Places:
 
     >>> places = Places(2, None)
     >>> for step in range(1, 11):
-    ...     if places.wanted(step, final=step == 10):
+    ...     if places.wanted(step, final=step == 10) and step < 10:
     ...         gone = places.thin()
-    >>> places.held, places.settle(10)
-    ([4, 8, 10], [8])
+    >>> places.settle(10), places.held
+    ([2, 6, 8], [4, 10])
     """
 
     def __init__(self, checkpoints: int | Sequence[int], steps: int | None) -> None:
-        explicit = not isinstance(checkpoints, int)
-        fixed = sorted({int(c) for c in checkpoints}) if not isinstance(checkpoints, int) else []
-        if (explicit and (not fixed or fixed[0] < 1)) or (isinstance(checkpoints, int) and checkpoints < 1):
+        fixed = None if isinstance(checkpoints, int) else sorted({int(c) for c in checkpoints})
+        self.count = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
+        if self.count < 1 or (fixed and fixed[0] < 1):
             raise InputError(f"checkpoints={checkpoints!r}", "how many (at least 1), or at which steps of the stage (from 1 on)", "checkpoints=6 is the published choice")
         if steps is not None and steps < 1:
             raise InputError(f"steps={steps}", "how many optimizer steps the stage will take", "leave it out if you do not know")
-        self.count = len(fixed) if explicit else int(checkpoints)  # type: ignore[call-overload]
-        self.fixed: set[int] | None = set(fixed) if explicit else None
-        if steps is not None and not explicit:
-            self.fixed = {round(j * steps / self.count) for j in range(1, self.count + 1)} - {0}
+        if fixed is None and steps is not None:
+            fixed = [round(j * steps / self.count) for j in range(1, self.count + 1)]
+        self.fixed = None if fixed is None else set(fixed) - {0}
         self.stride = 1
         self.held: list[int] = []
 
