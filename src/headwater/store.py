@@ -36,7 +36,7 @@ class Store:
 
     >>> import tempfile, torch
     >>> store = Store(tempfile.mkdtemp())
-    >>> store.write("factors/a", {"spectrum": torch.ones(2)}, {"why": "example"})
+    >>> checksum = store.write("factors/a", {"spectrum": torch.ones(2)}, {"why": "example"})
     >>> store.has("factors/a"), store.read("factors/a")["spectrum"], store.meta("factors/a")
     (True, tensor([1., 1.]), {'why': 'example'})
     """
