@@ -66,8 +66,9 @@ class Operator(ABC):
 
     def _harmonic(self, gain: Tensor) -> Tensor:
         """``1 / diag(V^T diag(gain)^-1 V)``; a parameter that does not move (gain 0) holds every direction it has a part in."""
-        largest = torch.finfo(self.spectrum.dtype).max
-        return 1.0 / self.precision_in_basis((1.0 / gain.to(self.spectrum)).clamp_max(largest))
+        limits = torch.finfo(self.spectrum.dtype)
+        found = 1.0 / self.precision_in_basis((1.0 / gain.to(self.spectrum)).clamp_max(limits.max))
+        return torch.where(found < limits.tiny, 0.0, found)
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """The matrix itself, (size, size); for tests and small blocks."""
@@ -106,19 +107,48 @@ class Flow:
 
 @dataclass(frozen=True)
 class ScaledFlow:
-    """As :class:`Flow`, exactly, for a matrix whose basis is that of ``P^1/2 H P^1/2`` itself; ``root = P^1/2``."""
+    """As :class:`Flow`, exactly, for a matrix ``M = P^1/2 (H + decay) P^1/2 + decoupled`` in its own basis; ``root = P^1/2``.
 
-    matrix: Operator
+    A query is carried by ``psi(H P + decoupled) = P^-1/2 psi(M) P^1/2``. Parameters that do not move (root 0) have no such row:
+    theirs is ``psi(d)`` for themselves, d their decoupled decay, and for the others, on which they act through ``coupling = H P^1/2``,
+    the divided difference ``(psi(M) - psi(d)) / (M - d)``.
+    """
+
+    matrix: Dense
     root: Tensor
+    coupling: Tensor | None = None
+    """Rows of the held parameters, (held, size); None where all move."""
+    idle: Tensor | None = None
+    """The decoupled decay of the held parameters, (held,)."""
 
     def respond(self, phi: Response) -> Apply:
         inner = self.matrix.map(phi)
-        return lambda v: inner(v * self.root) * self.root
+        return lambda v: (inner(v.flatten(1) * self.root) * self.root).reshape(v.shape)
 
     def carry(self, psi: Response) -> Apply:
         inner = self.matrix.map(psi)
-        held = self.root == 0  # a parameter that does not move carries its query unchanged
-        return lambda v: torch.where(held, v, inner(v * self.root) / torch.where(held, 1.0, self.root))
+        held = self.root == 0
+        divisor = torch.where(held, 1.0, self.root)
+        across, own = self._held(psi)
+
+        def apply(v: Tensor) -> Tensor:
+            moved = v.flatten(1) * self.root
+            out = inner(moved) / divisor
+            if across is not None and own is not None:
+                out[:, held] = own.to(v.dtype) * v.flatten(1)[:, held] + self.matrix.rotate(moved) @ across.to(v.dtype).mT
+            return out.reshape(v.shape)
+
+        return apply
+
+    def _held(self, psi: Response) -> tuple[Tensor | None, Tensor | None]:
+        """What the held parameters' queries get: from the others, in the basis, (held, size), and from themselves, (held,)."""
+        if self.coupling is None or self.idle is None:
+            return None, None
+        spectrum, idle = self.matrix.spectrum.double().clamp_min(0), self.idle.double().unsqueeze(1)
+        step = 1e-6 * (spectrum.max() + idle.max()).clamp_min(1e-30)  # where the two meet, the slope
+        far = (spectrum - idle).abs() > step
+        ratio = torch.where(far, psi(spectrum) - psi(idle), psi(idle + step) - psi(idle)) / torch.where(far, spectrum - idle, step)
+        return (self.coupling.double() @ self.matrix.basis.double()) * ratio, psi(idle).squeeze(1)
 
 
 def _turn(v: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -221,7 +251,8 @@ class Dense(Operator):
         diagonal = [torch.as_tensor(x, dtype=self.basis.dtype, device=self.basis.device).reshape(-1).expand(len(self.basis)) for x in (gain, decay, decoupled)]
         root = diagonal[0].sqrt()
         curvature = (self.basis * self.spectrum.clamp_min(0)) @ self.basis.mT + torch.diag(diagonal[1])
-        return ScaledFlow(Dense.of(root[:, None] * curvature * root + torch.diag(diagonal[2])), root)
+        matrix, held = Dense.of(root[:, None] * curvature * root + torch.diag(diagonal[2])), root == 0
+        return ScaledFlow(matrix, root, curvature[held] * root, diagonal[2][held]) if held.any() else ScaledFlow(matrix, root)
 
 
 @dataclass(frozen=True)
@@ -238,6 +269,9 @@ class Diagonal(Operator):
 
     def precision_in_basis(self, precision: Tensor) -> Tensor:
         return precision.to(self.spectrum)
+
+    def _harmonic(self, gain: Tensor) -> Tensor:
+        return gain.to(self.spectrum)
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

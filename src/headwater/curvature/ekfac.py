@@ -53,6 +53,10 @@ def accumulate(
             add(total, statistics)
             count += len(ids)
             setting.advance(len(ids))
+    for key, value in total.items():
+        if not torch.isfinite(value).all():
+            name = key.removesuffix("/left").removesuffix("/right")
+            raise NotFinite(f"the curvature of {name!r} has NaN or infinite entries", "finite gradients", "look for a diverged checkpoint or a loss that overflows")
     return total, count
 
 
@@ -109,8 +113,6 @@ class EKFAC:
         operators: dict[str, Operator] = {}
         for name, block in setting.capture.blocks.items():
             mean = spectra[name] / count
-            if not torch.isfinite(mean).all():
-                raise NotFinite(f"the curvature of {name!r} has NaN or infinite entries", "finite gradients", "look for a diverged checkpoint")
             if block.matrix:
                 operators[name] = Kronecker(bases.get(name + "/left"), bases.get(name + "/right"), mean)
             else:
