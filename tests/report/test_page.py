@@ -95,6 +95,7 @@ def test_sections_are_reached_from_the_top_and_names_are_used_once():
     names = [e["id"] for e in body.everything() if e.get("id")]
     assert len(set(names)) == len(names) == 7
     assert [a["href"] for a in body.find("nav")[0].find("a")] == [f"#{name}" for name in names]
+    assert [section.find("h2")[0].text() for section in body.find(testid="section")] == ["A section"] * 7
 
 
 # ---- by itself

@@ -24,8 +24,8 @@ def test_nothing_is_read_off_beyond_a_line_or_in_its_gaps():
 
 
 def test_a_line_that_turns_back_is_read_at_its_points_only():
-    part = Curve((Series("a", [2, 0, 1], [5, 6, 7]), Series("b", [0, 0.5, 2], [1, 1, 1])), "x", "y")
-    assert [row[1] for row in samples(part).rows] == ["6.00", "–", "7.00", "5.00"]
+    part = Curve((Series("a", [0, 2, 1, 3], [5, 6, 7, 8]), Series("b", [0, 0.5, 2], [1, 1, 1])), "x", "y")
+    assert [row[1] for row in samples(part).rows] == ["5.00", "–", "7.00", "6.00", "8.00"]
 
 
 def test_the_score_and_its_error_have_the_same_decimals():
@@ -56,4 +56,5 @@ def test_clean_texts_hold_nothing_that_steers(words):
 
 
 def test_paragraphs_are_parted_by_empty_lines():
+    assert clean("a\rb\r\nc") == "a\nb\nc"
     assert paragraphs("a\nb\n\n\n c \r\n\r\nd\n") == ["a\nb", "c", "d"] and paragraphs(" \n\n ") == []
