@@ -13,7 +13,7 @@ layer's output gradient, example by example; nothing of the model is modified, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -368,76 +368,86 @@ class Capture:
         """
         layouts = self._layout_of(function if key is None else key, function, batch)
         function = columns(function)
-        out, uses = self._forward(function, layouts, batch)
+        out, uses, found = self._placed(function, layouts, batch)
         for column in range(out.shape[1]):
-            pieces = self._backward(out, column, uses)
+            if column:
+                found = self._differentiate(out, column, uses, keep=column < out.shape[1] - 1)
+            pieces = self._pieces(uses, found, len(out))
             self._add_fallback(pieces, function, batch, column)
-            yield self._collect(pieces, out, size(batch))
+            yield self._collect(pieces, out, len(out))
 
     def gradients(self, function: Function, batch: Batch) -> Gradients:
         """Per-example gradients of a function that returns (n,)."""
         (only,) = self.each(function, batch)
         return only
 
-    def _forward(self, function: Function, layouts: dict[Call, Layout], batch: Batch, suspects: tuple[str, ...] = ("flat",)) -> tuple[Tensor, list[Use]]:
-        """The function's values and the uses of all sites; sites that cannot be read are sent to the fallback first. ``suspects``:
-        the layouts under which each row is checked to belong to its example."""
+    def _placed(
+        self, function: Function, layouts: dict[Call, Layout], batch: Batch, suspects: tuple[str, ...] = ("flat",)
+    ) -> tuple[Tensor, list[Use], Sequence[Tensor | None]]:
+        """The function's values, the uses of all sites, and the first column's gradients there. ``suspects``: the layouts under which
+        each row is checked to belong to its example; sites where it does not are sent to the fallback first."""
+        out, uses = self._forward(function, layouts, batch)
+        check = any(use.how in suspects for use in uses)
+        found = self._differentiate(out, 0, uses, keep=check or out.shape[1] > 1)
+        misplaced = self._misplaced(out, uses, found, suspects) if check else []
+        if misplaced:
+            self._demote(misplaced, "examples not in order in its output")
+            return self._placed(function, layouts, batch, suspects)
+        return out, uses, found
+
+    def _forward(self, function: Function, layouts: dict[Call, Layout], batch: Batch) -> tuple[Tensor, list[Use]]:
+        """The function's values and the uses of all sites; sites that cannot be read are sent to the fallback first."""
         record = Recording(size(batch), layouts)
         try:
             with frozen(self.model), torch.enable_grad(), self._hooks(record):
                 out = function(self.model, batch)
         except _Unreadable as problem:
             self._demote([problem.site], "examples not found in its output")
-            return self._forward(function, layouts, batch, suspects)
+            return self._forward(function, layouts, batch)
         except (RuntimeError, TaskError) as error:
             expanded = [use.site for use in record.uses if use.how in ("absent", "shared")]
             if not expanded or is_out_of_memory(error):
                 raise
             self._demote(expanded, "its output cannot be expanded to the examples")
-            return self._forward(function, layouts, batch, suspects)
+            return self._forward(function, layouts, batch)
         if len(out) != record.n:
             raise TaskError(f"a function that returned shape {tuple(out.shape)} for {record.n} examples", "(examples,)", "reduce every axis but the first")
-        misplaced = self._misplaced(out, [use for use in record.uses if use.how in suspects])
-        if misplaced:
-            self._demote(misplaced, "examples not in order in its output")
-            return self._forward(function, layouts, batch, suspects)
         return out, record.uses
 
-    def _misplaced(self, out: Tensor, uses: list[Use]) -> list[Site]:
+    def _misplaced(self, out: Tensor, uses: list[Use], found: Sequence[Tensor | None], suspects: tuple[str, ...]) -> list[Site]:
         """Sites with an output row that belongs to another example than its place says (sorted batches, tokens routed to experts).
 
         Weighing example i's loss by w_i multiplies the gradient of exactly the rows that belong to it by w_i.
         """
-        if not uses or not out.requires_grad:
-            return []
+        plain = {id(use): g for use, g in zip(uses, found, strict=True) if g is not None}
+        uses = [use for use in uses if use.how in suspects and id(use) in plain]
         n, kind = len(out), torch.promote_types(out.dtype, torch.float32)
         weights = 1 + (torch.arange(n, dtype=kind, device=out.device) * 0.6180339887498949) % 1
-        plain, weighed = (self._differentiate(out, 0, w, uses, keep=True) for w in (torch.ones_like(weights), weights))
         wrong = []
-        for use, g, h in zip(uses, plain, weighed, strict=True):
-            if g is not None:
-                g, h = (examples_first(t, use.how if use.how == "second" else "first", n).reshape(n, -1).to(kind) for t in (g, h))  # type: ignore[arg-type]
-                if float((h - weights[:, None] * g).abs().max()) > self.tolerance * float(g.abs().max()):
-                    wrong.append(use.site)
+        for use, h in zip(uses, self._differentiate(out, 0, uses, keep=out.shape[1] > 1, weights=weights), strict=True):
+            g, h = (examples_first(t, use.how if use.how == "second" else "first", n).reshape(n, -1).to(kind) for t in (plain[id(use)], h))  # type: ignore[arg-type]
+            if float((h - weights[:, None] * g).abs().max()) > self.tolerance * float(g.abs().max()):
+                wrong.append(use.site)
         return wrong
 
-    def _differentiate(self, out: Tensor, column: int, weights: Tensor, uses: list[Use], keep: bool) -> tuple[Tensor | None, ...]:
-        """Gradients of the weighted sum of a column at the uses' probes. The backward pass runs checkpointed parts again: under the
+    def _differentiate(
+        self, out: Tensor, column: int, uses: list[Use], keep: bool, weights: Tensor | float = 1.0
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the (weighted) sum of a column at the uses' probes. The backward pass runs checkpointed parts again: under the
         same conditions."""
+        if not uses or not out.requires_grad:
+            return [None] * len(uses)
         replays = {(use.site.path, use.shape): tuple(use.probe.shape) for use in uses}
         cotangent = torch.zeros_like(out)
         cotangent[:, column] = weights
         with frozen(self.model), self._hooks(Recording(0, None, replays=replays)):
             return torch.autograd.grad(out, [use.probe for use in uses], cotangent, retain_graph=keep, allow_unused=True)
 
-    def _backward(self, out: Tensor, column: int, uses: list[Use]) -> dict[str, list[Piece]]:
+    def _pieces(self, uses: list[Use], found: Sequence[Tensor | None], n: int) -> dict[str, list[Piece]]:
         pieces: dict[str, list[Piece]] = {}
-        if not uses or not out.requires_grad:
-            return pieces
-        found = self._differentiate(out, column, torch.ones_like(out[:, column]), uses, keep=column < out.shape[1] - 1)
         for use, g in zip(uses, found, strict=True):
             if g is not None:
-                for name, piece in self._emit(use, g, len(out)):
+                for name, piece in self._emit(use, g, n):
                     pieces.setdefault(name, []).append(piece)
         return pieces
 
@@ -520,7 +530,7 @@ class Capture:
         truth = self._truth(function, pair)
         self._refuse_coupling(function, pair, values)
         for order in (pair, take(pair, torch.tensor([1, 0]))):  # a batch that the model sorts is in order in one of them at most
-            self._forward(columns(function), self._layout_of(function, function, order), order, ("first", "second", "flat"))
+            self._placed(columns(function), self._layout_of(function, function, order), order, ("first", "second", "flat"))
         self._settle_fallback(function, pair, truth)
         wrong = self._mismatches(function, pair, truth)
         expanded = [site for site in self.sites if site.expanded]
