@@ -1,0 +1,204 @@
+"""The demo's numbers as a page. Every sentence that depends on how the measurement came out is written from the measurement."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from headwater.demo.study import METHODS, Study
+from headwater.evaluate import Detection
+from headwater.report import Attribution, Axis, Bar, Bars, Card, Curve, Exhibit, Figure, Figures, Gallery, Line, Page, Prose, Section, Series, Table, attribution
+from headwater.report.examples import picture
+
+EACH = 6  # proponents, and opponents, of each digit
+SUSPECTS = 12  # how many of the most suspicious training digits are pictured
+LOOKED_AT = 0.05  # of the training digits: as many as there are wrong labels
+
+SIGN = """Each digit asked about stands at the left; beside it are the training digits that its prediction is owed to. The number under a \
+training digit says how much training on it changed the log-odds of the asked digit's right label: ▲ and plus, it pushed the right answer up \
+(a proponent); ▼ and minus, it pushed it down (an opponent). Without that training digit the log-odds would be lower by about that number. \
+Log-odds are log(p / (1 − p)): 0 is a probability of 50 %, +3 is 95 %, −3 is 5 %."""
+
+JUDGED = """A score is a claim about training that did not happen, so we let it happen: {trainings} models were trained again, {subsets} random \
+halves of the training digits with {seeds} random seeds each, and each was asked about {queries} test digits. LDS (linear datamodeling score) \
+is the rank correlation, over the halves, between what summed scores predict for a test digit and what the retrained models answered: 1 is \
+perfect, 0 is worthless. Whiskers are 95 % intervals over test digits and halves. The dashed line is the most that perfect scores could reach \
+here, because training with another seed already changes the answers."""
+
+LABELS = """Of the training labels {count} ({share:.0%}) were made wrong on purpose. Self-influence is how much a training digit lowered its own loss: \
+large for a digit that the model could learn from nothing but itself. Going through the training digits from large to small finds the wrong \
+labels early. The plain loss under the trained model is the cheapest rival; any method should be held against it."""
+
+
+def headline(study: Study) -> tuple[Figure, Figure, Figure]:
+    """The three figures that matter."""
+    source, ahead, found = study.agreement["SOURCE"], study.ahead, study.found["self-influence"]
+    return (
+        Figure("Agreement with retraining (LDS of SOURCE)", f"{source.mean:.2f}", f"95 % interval {source.low:.2f} to {source.high:.2f}; {_ceiling(study)}"),
+        Figure("SOURCE minus best-tuned influence functions", f"{ahead.difference:+.3f}", f"95 % interval {ahead.low:+.3f} to {ahead.high:+.3f}: {_verdict(study)}"),
+        Figure(
+            "Wrong labels found among the 5 % most suspicious",
+            f"{found.at(LOOKED_AT):.0%}",
+            f"by self-influence; plain loss {study.found['loss'].at(LOOKED_AT):.0%}, chance {LOOKED_AT:.0%}",
+        ),
+    )
+
+
+def page(study: Study) -> Page:
+    """The whole page."""
+    return Page(
+        "Which training digits is a prediction owed to?",
+        f"A small network learned {study.size.train:,} handwritten digits, {int(study.digits.flipped.sum())} of them with a wrong label. "
+        "Headwater traces its answers back to them, and checks by retraining.",
+        (
+            Section("", parts=(Figures(headline(study)), Prose(_summary(study)))),
+            Section("Answers and what they are owed to", SIGN, (*_attributions(study),)),
+            _trust(study),
+            _labels(study),
+            _costs(study),
+        ),
+        _footer(study),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- words
+
+
+def _ceiling(study: Study) -> str:
+    ceiling = study.agreement["SOURCE"].ceiling
+    return "1 is perfect" if ceiling is None else f"perfect scores would reach {ceiling:.2f} here"
+
+
+def _verdict(study: Study) -> str:
+    if study.ahead.low > 0:
+        return "SOURCE is better here"
+    return "SOURCE is worse here" if study.ahead.high < 0 else "no difference could be shown here"
+
+
+def _summary(study: Study) -> str:
+    size, slope = study.size, study.size_of
+    right = f"The network reads {study.accuracy:.1%} of the digits that it has not seen correctly after {size.epochs} passes over the data"
+    return (
+        f"{right}; training was stopped long before it had converged. Scores on this page are SOURCE's unless said otherwise.\n\n"
+        f"How far to trust them: trust the order more than the size. {_order(study)} Where half of the training digits were taken away, answers "
+        f"changed by {slope.slope:.2f} times the predicted amount (95 % interval {slope.low:.2f} to {slope.high:.2f}): scores are "
+        f"first-order estimates for a few digits, and {_size_word(slope.slope)} what removing a thousand does.".replace("a thousand", f"{size.train // 2:,}")
+    )
+
+
+def _order(study: Study) -> str:
+    best = max(study.agreement, key=lambda name: study.agreement[name].mean)
+    mean = study.agreement["SOURCE"].mean
+    leader = "the best of the methods tried here" if best == "SOURCE" else f"behind {best} ({study.agreement[best].mean:.2f}) here"
+    return f"Against real retraining the order of SOURCE's predictions correlates at {mean:.2f}, {leader}."
+
+
+def _size_word(slope: float) -> str:
+    return "overstate" if slope < 0.9 else "understate" if slope > 1.1 else "hold even for"
+
+
+# ---------------------------------------------------------------------------------------------------------------- sections
+
+
+def _attributions(study: Study) -> list[Attribution]:
+    scores, training = study.scores["SOURCE"], _training(study)
+    return [attribution(_query(study, int(row)), scores.values[row], None, training, EACH) for row in study.shown]
+
+
+def _training(study: Study) -> Exhibit:
+    given, truth = study.digits.train[1].tolist(), study.digits.truth.tolist()
+    wrong = torch.nonzero(study.digits.flipped).flatten().tolist()
+    return Exhibit(study.digits.train, notes=[f"labelled {label}" for label in given], flags={i: f"wrong label: it is a {truth[i]}" for i in wrong})
+
+
+def _query(study: Study, row: int) -> Card:
+    number = int(study.asked[row])
+    label, probabilities = int(study.digits.test[1][number]), study.probabilities[row]
+    said = int(probabilities.argmax())
+    verdict = f"read as {said} ({probabilities[said]:.0%})" + (", rightly" if said == label else f"; it is a {label} ({probabilities[label]:.0%})")
+    return Card(f"Test digit {number}", verdict, image=picture(study.digits.test[0][number]))
+
+
+def _trust(study: Study) -> Section:
+    size = study.size
+    rows = [Bar(_named(study, name), a.mean, a.low, a.high) for name, a in study.agreement.items()]
+    ceiling = study.agreement["SOURCE"].ceiling
+    text = JUDGED.format(trainings=study.trainings, subsets=size.subsets, seeds=size.seeds, queries=size.reported_on)
+    lines = () if ceiling is None else (Line("noise ceiling", ceiling),)
+    return Section("How far can that be trusted?", text, (Bars(tuple(rows), lines, "LDS: rank correlation with retraining"), Prose(_comparison(study))))
+
+
+def _named(study: Study, name: str) -> str:
+    return f"Influence, damping {_damping(study)}" if name == "Influence" else name
+
+
+def _damping(study: Study) -> str:
+    return study.scores["Influence"].method.removeprefix("Influence(damping=").removesuffix(")")
+
+
+def _comparison(study: Study) -> str:
+    ahead, size = study.ahead, study.size
+    sweep = ", ".join(f"{d.method.removeprefix('Influence(damping=').removesuffix(')')}: {d.lds:.3f}" for d in study.sweep)
+    return (
+        f"SOURCE minus Influence, the same digits and halves for both: {ahead.difference:+.3f}, 95 % interval {ahead.low:+.3f} to {ahead.high:+.3f}; "
+        f"{_verdict(study)}.\n\n"
+        f"Influence functions need a damping, and SOURCE does not. To be fair to them the best of {len(study.sweep)} was taken, chosen on {size.chosen_on} other "
+        f"test digits than the {size.reported_on} reported here (LDS there by damping: {sweep}). The halves are the same. The intervals cover the choice of "
+        "digits and halves, not that of another dataset or network."
+    )
+
+
+def _labels(study: Study) -> Section:
+    flipped = study.digits.flipped.numpy()
+    text = LABELS.format(count=int(flipped.sum()), share=flipped.mean())
+    found, loss = study.found["self-influence"], study.found["loss"]
+    verdict = (
+        f"Looking at {LOOKED_AT:.0%} of the training digits finds {found.at(LOOKED_AT):.0%} of the wrong labels by self-influence and {loss.at(LOOKED_AT):.0%} by the "
+        f"loss; looking at 10 %, {found.at(0.1):.0%} and {loss.at(0.1):.0%}. {_rival(found, loss)}"
+    )
+    order = np.argsort(-study.suspicion, kind="stable")[:SUSPECTS]
+    training = _training(study)
+    gallery = Gallery(tuple(training.card(int(i), float(study.suspicion[i])) for i in order))
+    return Section("Wrong labels", text, (_curve(study), Prose(verdict), Prose(f"The {SUSPECTS} most suspicious training digits, by self-influence:"), gallery))
+
+
+def _rival(found: Detection, loss: Detection) -> str:
+    if found.at(LOOKED_AT) > loss.at(LOOKED_AT):
+        return "Here self-influence is the better guide."
+    return "For this task, on this network, the plain loss is as good a guide or a better one, and far cheaper."
+
+
+def _curve(study: Study) -> Curve:
+    share = float(study.digits.flipped.float().mean())
+    names = {"self-influence": "self-influence (SOURCE)", "loss": "loss"}
+    series = [Series(names[name], tuple(d.inspected[::5]), tuple(d.found[::5])) for name, d in study.found.items()]
+    ideal = Series("ideal", (0.0, share, 1.0), (0.0, 1.0, 1.0), "reference")
+    chance = Series("chance", (0.0, 1.0), (0.0, 1.0), "reference")
+    return Curve((*series, ideal, chance), Axis("training digits looked at", 0, 1, "percent"), Axis("wrong labels found", 0, 1, "percent"))
+
+
+def _costs(study: Study) -> Section:
+    names = {**{name: name for name in METHODS}, "Influence": f"Influence ({len(study.sweep)} dampings at once)", "self-influence": "Self-influence (SOURCE)"}
+    rows = [(names[name], f"{cost['seconds']:.1f} s", f"{int(cost['example_gradients']):,}") for name, cost in study.costs.items()]
+    rows.append(("Retraining, to check", f"{study.retrain_seconds:.0f} s", f"{study.trainings} trainings"))
+    text = (
+        f"Measured on this machine, for {study.size.queries} test digits and {study.size.train:,} training digits. An example gradient is one pass of one "
+        "example through the network and back. The seconds of retraining are added up over all processes."
+    )
+    return Section("What it cost", text, (Table(("method", "time", "example gradients"), tuple(rows)),))
+
+
+def _footer(study: Study) -> tuple[tuple[str, str], ...]:
+    size, run = study.size, study.run
+    return (
+        ("network", "two convolutions, two linear layers, 26,826 parameters"),
+        ("training", f"{size.epochs} epochs, SGD with momentum 0.9, weight decay 0.001, cosine schedule from 0.05, batches of {size.batch}"),
+        ("test accuracy", f"{study.accuracy:.1%} of {len(study.digits.test[1]):,} digits; {study.train_accuracy:.1%} of the training labels as given"),
+        ("SOURCE", study.scores["SOURCE"].method),
+        ("run", str(run.path)),
+        ("weights", run.weights_hash(run.checkpoints[-1])),
+        ("data", "5,000 digits of MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0)"),
+        ("versions", f"headwater {version('headwater')}, torch {torch.__version__}, numpy {np.__version__}"),
+    )
