@@ -9,12 +9,17 @@
 Details: `hw.tasks` (what you provide), `hw.evaluate` (how far to trust it), `hw.errors`.
 """
 
-from headwater import data, errors, evaluate, tasks
-from headwater.curvature import EKFAC, Dense, Diagonal
-from headwater.errors import HeadwaterError
-from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn, self_influence, trace
-from headwater.result import TrainingScores, load
-from headwater.training import Experiment, Recorder, Run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headwater import data, errors, evaluate, tasks
+    from headwater.curvature import EKFAC, Dense, Diagonal
+    from headwater.errors import HeadwaterError
+    from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn
+    from headwater.influence.trace import self_influence, trace
+    from headwater.result import TrainingScores, load
+    from headwater.training import Experiment, Recorder, Run
 
 __all__ = [
     "EKFAC",
@@ -40,3 +45,25 @@ __all__ = [
     "trace",
 ]
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "curvature": ("EKFAC", "Dense", "Diagonal"),
+    "errors": ("HeadwaterError",),
+    "influence": ("GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
+    "result": ("TrainingScores", "load"),
+    "training": ("Experiment", "Recorder", "Run"),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what the door shows when it is first used (PEP 562), so that `headwater --help` need not wait for torch."""
+    if name in _HOMES:
+        return globals().setdefault(name, getattr(import_module(f"headwater.{_HOMES[name]}"), name))
+    if name in __all__:
+        return import_module(f"headwater.{name}")
+    raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,155 @@
+"""The command line: each command is a line or two onto the door. What takes long to load is loaded when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headwater.cli import screen
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: headwater demo      Then your own: headwater record EXPERIMENT.py",
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.py", help="A Python file with a hw.Experiment at its top level.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `headwater record` wrote.", show_default=False)]
+Found = Annotated[
+    Path | None, typer.Option("--experiment", metavar="FILE.py", help="The experiment's file; default: where it was when the run was recorded.", show_default=False)
+]
+Name = Annotated[str | None, typer.Option(help="Which Experiment of the file, where it has several.", show_default=False)]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one self-contained page.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def headwater(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Which training examples is a prediction owed to, and how far can the answer be trusted?"""
+    screen.debugging = debug
+    if version:
+        typer.echo(f"headwater {screen.version()}")
+        raise typer.Exit
+
+
+@app.command()
+@screen.answering("what was done is kept; `headwater demo` with the same options continues there")
+def demo(
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to keep everything; default: runs/demo.", show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small version in seconds, whose figures mean little.")] = False,
+) -> None:
+    """See what Headwater does: a small network, traced, checked by retraining, on one page.
+
+    Trains a network on 2,000 digits, 100 of them with a wrong label; traces test digits back to them; finds the wrong labels; retrains
+    the network on random halves to see how far that can be trusted. Two to four minutes on two cores, no download.
+
+    Next: open the page it names; then try your own training with headwater record.
+    """
+    from headwater.cli.commands import run_demo
+
+    run_demo(out, quick)
+
+
+@app.command()
+@screen.answering("a recording cannot be continued: start it again with --overwrite")
+def record(
+    experiment: ExperimentFile,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run directory; default: runs/NAME-OF-THE-FILE.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the model's weights and the training.")] = 0,
+    checkpoints: Annotated[int, typer.Option(min=1, help="How many to keep, at equal distances.")] = 6,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    name: Name = None,
+) -> None:
+    """Train an experiment once, and record it.
+
+    Example: headwater record examples/mnist.py --out runs/mnist
+
+    The file defines experiment = hw.Experiment(build, train, test, task, fit), and fit tells the recorder of each step; see the files in
+    examples/. Next: headwater trace RUN.
+    """
+    from headwater.cli.commands import record_experiment
+
+    record_experiment(experiment, name, out, seed, checkpoints, overwrite)
+
+
+@app.command()
+@screen.answering("the same command continues where it stopped")
+def trace(
+    run: RunFolder,
+    experiment: Found = None,
+    name: Name = None,
+    method: Annotated[str, typer.Option(help="source, influence, tracin, graddot or gradcos.")] = "source",
+    segments: Annotated[int | None, typer.Option(min=1, help="source: how many segments to cut training into (3).", show_default=False)] = None,
+    damping: Annotated[float | None, typer.Option(min=0, help="influence: the damping; default: 1 / summed learning rates.", show_default=False)] = None,
+    queries: Annotated[str, typer.Option(help="Examples of the experiment's test set: 0,3,5-9, all, wrong (misclassified) or worst (the ten lowest).")] = "0-9",
+    top: Annotated[int, typer.Option(min=1, help="How many training examples to show each way.")] = 10,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Save all scores; hw.load reads them.", show_default=False)] = None,
+    html: Html = None,
+) -> None:
+    """Which training examples are these predictions owed to?
+
+    Example: headwater trace runs/mnist --queries wrong --html owed.html
+
+    A positive score says that training on the example pushed the query's measure up, and that without it the measure would be lower by
+    about that much. Next: headwater evaluate RUN, which says how far that can be trusted.
+    """
+    from headwater.cli.commands import trace_run
+
+    trace_run(run, experiment, name, method, segments, damping, queries, top, out, html)
+
+
+@app.command()
+@screen.answering("trainings that ended are kept; the same command continues there")
+def evaluate(
+    run: RunFolder,
+    experiment: Found = None,
+    name: Name = None,
+    methods: Annotated[str, typer.Option(help="Which to compare, with commas between.")] = "graddot,tracin,influence,source",
+    damping: Annotated[str | None, typer.Option(help="influence: one damping or several, with commas between: each is reported.", show_default=False)] = None,
+    subsets: Annotated[int, typer.Option(min=2, help="How many random halves of the training set to retrain on.")] = 50,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each, with different seeds; two or more give a noise ceiling.")] = 2,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trainings at a time; default: one per core or GPU.", show_default=False)] = None,
+    queries: Annotated[str, typer.Option(help="As for trace.")] = "0-99",
+    bank: Annotated[Path | None, typer.Option(metavar="DIR", help="Where retrained answers are kept; default: beside the run, RUN-bank.", show_default=False)] = None,
+    html: Html = None,
+) -> None:
+    """How far can the scores be trusted? Retrains on random halves and compares.
+
+    Example: headwater evaluate runs/mnist --subsets 50 --seeds 2
+
+    LDS is the rank correlation between predicted and really retrained answers: 1 is perfect, 0 is worthless. The noise ceiling is what
+    perfect scores would reach. It takes (subsets + 1) x seeds trainings; more subsets later continue from these.
+    """
+    from headwater.cli.commands import evaluate_run
+
+    evaluate_run(run, experiment, name, methods, damping, subsets, seeds, workers, queries, bank, html)
+
+
+@app.command()
+@screen.answering("start it again")
+def doctor() -> None:
+    """Does Headwater compute correctly on this machine? About one minute.
+
+    Compares gradients with autograd, curvature with the dense matrix, SOURCE with exact unrolling and with real leave-one-out, and an
+    interrupted computation with an uninterrupted one. Each check prints its measured figure and its tolerance. Exit code 1 if one fails.
+    """
+    from headwater.doctor import examine, machine
+
+    screen.say(machine())
+
+    if not screen.told(examine()):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console's entry point. ``--debug`` may stand anywhere."""
+    words = sys.argv[1:]
+    rest = [word for word in words if word != "--debug"]
+    app(["--debug", *rest] if len(rest) < len(words) else rest, prog_name="headwater")
