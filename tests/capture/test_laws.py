@@ -145,6 +145,23 @@ def test_a_later_batch_that_no_rule_can_read_keeps_the_blocks():
     assert capture.fallback
 
 
+def test_rows_that_only_seem_to_be_evenly_shared_out_are_noticed():
+    """As many rows as if every example had the probe's two, but one has one and another three."""
+    net = m.Experts().eval()
+
+    def routed(counts):
+        x = torch.randn(len(counts), 4, 4)
+        x[..., 0] = torch.where(torch.arange(4) < torch.tensor(counts)[:, None], 1.0, -1.0) * x[..., 0].abs()
+        return (x,)
+
+    capture = Capture(net, loss, routed([2, 2]))
+    capture.gradients(loss, routed([2, 2, 2]))
+    assert not capture.fallback
+    batch = routed([1, 3, 2, 2])
+    assert difference(rows_of(capture, capture.gradients(loss, batch)), truth(net, loss, batch)) <= 1e-10
+    assert capture.fallback.keys() == {f"experts.{k}.{p}" for k in range(2) for p in ("weight", "bias")}
+
+
 def test_rows_of_a_fallback_in_a_matrix_block_rotate_like_factors():
     net = m.Experts().eval()
     probe = torch.ones(2, 3, 4)
