@@ -145,6 +145,20 @@ def test_a_later_batch_that_no_rule_can_read_keeps_the_blocks():
     assert capture.fallback
 
 
+def test_a_later_stage_whose_loss_uses_a_weight_outside_its_module_keeps_the_blocks():
+    net, batch = made("MLP")
+    capture = Capture(net, loss, batch)
+    blocks = capture.blocks
+
+    def penalised(model, batch):
+        return loss(model, batch) + torch.tanh(batch[0] @ model[0].weight.T).sum(1)
+
+    capture.prove(penalised, batch)
+    assert capture.blocks == blocks and capture.fallback.keys() == {"0.weight", "0.bias"}
+    for function in (loss, penalised):
+        assert difference(rows_of(capture, capture.gradients(function, batch)), truth(net, function, batch)) <= 1e-10
+
+
 def test_rows_that_only_seem_to_be_evenly_shared_out_are_noticed():
     """As many rows as if every example had the probe's two, but one has one and another three."""
     net = m.Experts().eval()
