@@ -205,7 +205,10 @@ def items(change=lambda i, x: x):
         lambda: [x.numpy().astype(">f4") for x, _ in items()],
         lambda: [x.bfloat16() for x, _ in items()],
     ],
-    ids=["tuple", "TensorDataset", "list", "dicts", "dataclasses", "objects", "objects without contents", "arrays and texts", "arrays of objects", "big-endian", "bfloat16"],
+    ids=[
+        *("tuple", "TensorDataset", "list", "dicts", "dataclasses", "objects", "objects without contents"),
+        *("arrays and texts", "arrays of objects", "big-endian", "bfloat16"),
+    ],
 )
 def test_a_fingerprint_is_of_content_not_of_identity(make):
     first, second = make(), make()
