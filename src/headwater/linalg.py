@@ -89,6 +89,14 @@ class Flow:
     def respond(self, phi: Response) -> Apply:
         return self.matrix.with_spectrum(self.gain * phi(self.matrix.spectrum.clamp_min(0)))
 
+    def on_factors(self, phi: Response, tolerance: float) -> Split | Grid | None:
+        """:meth:`respond` for outer products known by their factors: a :class:`Split` where few eigenpairs matter, else a
+        :class:`Grid`; None where the eigenvectors are no outer products."""
+        found = self.split(phi, tolerance)
+        if found is None and isinstance(self.matrix, Kronecker) and len(self.matrix.spectrum) == 1:
+            return Grid.of(self.matrix, self.gain * phi(self.matrix.spectrum.clamp_min(0)))
+        return found
+
     def split(self, phi: Response, tolerance: float) -> Split | None:
         """The response as a constant plus few eigenpairs (see :class:`Split`); None where that would save nothing."""
         if self.floor is None:
@@ -96,7 +104,7 @@ class Flow:
         floor = self.matrix.spectrum.new_tensor([self.floor])
         constant = float(self.gain.flatten()[0] * phi(floor))
         if isinstance(self.matrix, Diagonal) and self.matrix.spectrum.ndim == 0:  # no curvature at all
-            return Split(constant, None, None, torch.zeros(2, 0, dtype=torch.long), floor[:0])
+            return Split(constant, None, torch.zeros(2, 0, dtype=torch.long), floor[:0])
         if not isinstance(self.matrix, Kronecker):
             return None
         return Split.of(self.matrix, self.gain * phi(self.matrix.spectrum), constant, self.floor, tolerance)
@@ -180,6 +188,61 @@ class Kronecker(Operator):
         return _turn(precision.to(self.spectrum), *squares)
 
 
+Turned = tuple[Tensor, Tensor]
+"""Outer products ``out_n inner_n^T`` by their factors in an eigenbasis, one column each: (out, n) and (in, n)."""
+
+
+def _block(t: Tensor) -> int:
+    """How many numbers to work on at once: on a CPU so few that they stay in its cache, and that the allocator keeps their memory."""
+    return 2**21 if t.device.type == "cpu" else 2**26
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A response on outer products: ``<phi(H) u v^T, g a^T> = sum_oi values_oi (u_o g_o) (v_i a_i)`` in the eigenbasis.
+
+    As many multiplications as between vectors formed whole, but neither side is ever held whole: a few rows of ``values`` at a time.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    values: Tensor
+
+    @classmethod
+    def of(cls, matrix: Kronecker, values: Tensor) -> Grid:
+        """From the response ``values`` (1, out, in) on the eigenvalues of a matrix of one group."""
+        left, right = (None if side is None else side[0] for side in (matrix.left, matrix.right))
+        return cls(left, right, values[0])
+
+    def turn(self, out: Tensor, inner: Tensor) -> Turned:
+        """Factors (n, out) and (n, in) in the eigenbasis, one column for each of the n."""
+        found = (t.mT.contiguous() if side is None else side.to(t.dtype).mT @ t.mT for t, side in ((out, self.left), (inner, self.right)))
+        return next(found), next(found)
+
+    def dots(self, u: Turned, g: Turned) -> Tensor:
+        """Inner products (queries, n) of every ``u`` seen through the response with every ``g``."""
+        total, values = u[0].new_zeros(u[0].shape[1], g[0].shape[1]), self.values.to(u[0].dtype)
+        step = max(1, _block(total) // (values.shape[1] * max(1, *total.shape)))
+        for i in range(0, len(values), step):
+            rows = slice(i, i + step)
+            seen = (values[rows].unsqueeze(2) * u[1]).mul_(u[0][rows].unsqueeze(1))
+            total.addmm_(seen.flatten(0, 1).mT, (g[0][rows].unsqueeze(1) * g[1]).flatten(0, 1))
+        return total
+
+    def paired(self, u: Turned, g: Turned) -> Tensor:
+        """Inner products (n,) of ``u_n`` seen through the response with ``g_n``."""
+        return ((self.values.to(u[0].dtype).mT @ (u[0] * g[0])) * (u[1] * g[1])).sum(0)
+
+    def whole(self, u: Turned) -> Tensor:
+        """The outer products seen through the response, (n, 1, out, in)."""
+        seen = torch.einsum("oi,on,in->noi", self.values.to(u[0].dtype), *u)
+        return _turn(seen, *(None if side is None else side.mT for side in (self.left, self.right))).unsqueeze(1)
+
+    def square_norms(self, u: Turned) -> Tensor:
+        """Squared lengths (n,) of :meth:`whole`, which is not formed."""
+        return ((self.values.to(u[0].dtype).square().mT @ u[0].square()) * u[1].square()).sum(0)
+
+
 @dataclass(frozen=True)
 class Split:
     """A response as a constant plus what exceeds it on the few eigenpairs that matter: ``phi(H) ~ constant + V_k diag(excess) V_k^T``.
@@ -187,12 +250,12 @@ class Split:
     Most eigenvalues of a trained network's curvature are so small that a response takes its value at zero there, and a constant
     times the identity costs an inner product of factors instead of a rotation. ``pairs`` (2, k): the rows of ``left`` and ``right``
     columns (out, in) kept; ``excess`` (k,). Pairs are kept until what is left out is below ``tolerance`` of the whole, in root
-    mean square, for vectors whose second moments are the eigenvalues (gradients under their own curvature).
+    mean square, for vectors whose second moments are the eigenvalues (gradients under their own curvature). ``grid``: the response
+    without the approximation, for what costs no pair of a query and an example; None where it is constant.
     """
 
     constant: float
-    left: Tensor | None
-    right: Tensor | None
+    grid: Grid | None
     pairs: Tensor
     excess: Tensor
 
@@ -200,23 +263,49 @@ class Split:
     def of(cls, matrix: Kronecker, values: Tensor, constant: float, floor: float, tolerance: float) -> Split | None:
         if len(values) != 1 or tolerance <= 0:
             return None
+        grid = Grid.of(matrix, values)
         weight = (matrix.spectrum[0].double() - floor).clamp_min(0)
-        values = values[0].double()
-        lost = ((values - constant) * weight).square().flatten()
+        exact = values[0].double()
+        lost = ((exact - constant) * weight).square().flatten()
         order = lost.argsort()
-        allowed = tolerance**2 * (values * weight).square().sum()
-        kept = order[int((lost[order].cumsum(0) <= allowed).sum()) :]
-        if len(kept) > lost.numel() // 8:
+        # where the constant is far above the response, constant and excess cancel: their rounding has to fit in the tolerance too
+        rounding = (torch.finfo(values.dtype).eps * constant) ** 2 * weight.square().sum()
+        allowed = tolerance**2 * (exact * weight).square().sum() - rounding
+        kept = order[int((lost[order].cumsum(0) <= allowed).sum()) :].sort().values  # neighbours share rows of the factors
+        if allowed < 0 or len(kept) > lost.numel() // 2:
             return None
         pairs = torch.stack([kept // weight.shape[1], kept % weight.shape[1]])
-        sides = [None if side is None else side[0] for side in (matrix.left, matrix.right)]
-        return cls(constant, sides[0], sides[1], pairs, (values - constant).flatten()[kept].to(matrix.spectrum.dtype))
+        return cls(constant, grid, pairs, (exact - constant).flatten()[kept].to(matrix.spectrum.dtype))
 
-    def coordinates(self, out: Tensor, inner: Tensor) -> Tensor:
-        """Coordinates (k, n) of outer products ``out_n inner_n^T`` at the kept pairs; out (n, out), inner (n, in)."""
-        rotated_out = out.mT.contiguous() if self.left is None else self.left.mT @ out.mT
-        rotated_in = inner.mT.contiguous() if self.right is None else self.right.mT @ inner.mT
-        return rotated_out.index_select(0, self.pairs[0]).mul_(rotated_in.index_select(0, self.pairs[1]))
+    def turn(self, out: Tensor, inner: Tensor) -> Turned:
+        """As :meth:`Grid.turn`."""
+        return self.grid.turn(out, inner) if self.grid is not None else (out.mT.contiguous(), inner.mT.contiguous())
+
+    def coordinates(self, turned: Turned, part: slice = slice(None)) -> Tensor:
+        """Coordinates (k, n) of outer products at the kept pairs, or a part of them."""
+        return turned[0].index_select(0, self.pairs[0, part]).mul_(turned[1].index_select(0, self.pairs[1, part]))
+
+    def dots(self, u: Turned, g: Turned) -> Tensor:
+        """As :meth:`Grid.dots`."""
+        total = (u[0].mT @ g[0]).mul_(u[1].mT @ g[1]).mul_(self.constant)
+        excess = self.excess.to(total.dtype).unsqueeze(1)
+        step = max(1, _block(total) // max(1, *total.shape))
+        for i in range(0, len(excess), step):
+            part = slice(i, i + step)
+            total.addmm_(self.coordinates(u, part).mul_(excess[part]).mT, self.coordinates(g, part))
+        return total
+
+    def paired(self, u: Turned, g: Turned) -> Tensor:
+        """As :meth:`Grid.paired`, exactly."""
+        return self.grid.paired(u, g) if self.grid is not None else self.constant * (u[0] * g[0]).sum(0) * (u[1] * g[1]).sum(0)
+
+    def whole(self, u: Turned) -> Tensor:
+        """As :meth:`Grid.whole`, exactly."""
+        return self.grid.whole(u) if self.grid is not None else self.constant * torch.einsum("on,in->noi", *u).unsqueeze(1)
+
+    def square_norms(self, u: Turned) -> Tensor:
+        """As :meth:`Grid.square_norms`, exactly."""
+        return self.grid.square_norms(u) if self.grid is not None else self.constant**2 * u[0].square().sum(0) * u[1].square().sum(0)
 
 
 @dataclass(frozen=True)
@@ -281,4 +370,5 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         raise NotFinite("a curvature matrix with NaN or infinite entries", "finite gradients", "look for a diverged checkpoint or a loss that overflows")
     symmetric = ((matrix + matrix.mT) / 2).double()
     spectrum, basis = torch.linalg.eigh(symmetric)
-    return spectrum.to(matrix.dtype), basis.to(matrix.dtype)
+    # row by row in memory, as what comes back from a file: products with it then round alike
+    return spectrum.to(matrix.dtype), basis.to(matrix.dtype).contiguous()

@@ -238,8 +238,7 @@ def test_a_split_stays_within_its_tolerance(tolerance, gain, decay):
     assert error <= tolerance * (1 + 1e-9)
     # and as it is used: on factors, without forming anything
     u, w = (torch.randn(3, out), torch.randn(3, inner)), (torch.randn(5, out), torch.randn(5, inner))
-    core = split.coordinates(*u).mT * split.excess
-    found = split.constant * (u[0] @ w[0].T) * (u[1] @ w[1].T) + core @ split.coordinates(*w)
+    found = split.dots(split.turn(*u), split.turn(*w))
     wholes = [(g[:, :, None] * a[:, None, :]).unsqueeze(1) for g, a in (u, w)]
     near(found, (op.restore(op.rotate(wholes[0]) * kept)).flatten(1) @ wholes[1].flatten(1).T, 1e-9)
 

@@ -236,7 +236,7 @@ def _dtype(engine: Engine) -> torch.dtype:
 
 def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired: bool = False) -> Plan:
     work, run = passes(tables, engine), engine.run
-    width = _query_bytes(engine, tables, asked, paired)
+    width = _query_bytes(engine, tables, asked)
     chunk = int(max(1, min(asked.count, memory // max(1, width))))
     chunks = -(-asked.count // chunk)
     streamed = sum(run.stages[stage].size for stage, _ in work) * (1 if paired else chunks)
@@ -264,20 +264,22 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
     )
 
 
-def _query_bytes(engine: Engine, tables: list[Table], asked: Asked, paired: bool) -> int:
+def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
     """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and one being made. A layer
-    applied once per example keeps factors, and at most an eighth of its eigenpairs, where nothing has carried the query yet."""
+    applied once per example keeps factors, its own and those in the eigenbasis, where nothing has carried the query yet."""
     probe = to(asked.examples[0].batch(range(1)), engine.run.device)
     gradients = engine.capture.gradients(asked.measure, probe)
     number = torch.empty(0, dtype=_dtype(engine)).element_size()
-    whole = sum(block.size for block in engine.capture.blocks.values())
-    light = sum(sum(block.shape[1:]) + block.size // 8 if asked.names is None and is_rank_one(gradients[n]) else block.size for n, block in engine.capture.blocks.items())
+    factored = {n for n, g in gradients.items() if asked.names is None and is_rank_one(g)}
+    whole = {n: block.size for n, block in engine.capture.blocks.items()}
+    light = sum(2 * sum(engine.capture.blocks[n].shape[1:]) if n in factored else size for n, size in whole.items())
     last = [max(range(len(table.rows)), key=lambda r: max(table.rows[r].at[-1])) for table in tables]
     loads = [
-        sum(light if use.index == last[use.method] or use.row.psi is None else whole for use in uses) for uses in passes(tables, engine).values()
+        sum(light if use.index == last[use.method] or use.row.psi is None else sum(whole.values()) for use in uses) for uses in passes(tables, engine).values()
     ]
-    carried = sum(whole if any(row.psi is not None for row in table.rows[1:]) else 0 for table in tables)
-    return number * (max(loads) + carried + light + (whole if carried or paired else 0))
+    carried = sum(sum(whole.values()) if any(row.psi is not None for row in table.rows[1:]) else 0 for table in tables)
+    making = 3 * max((size for n, size in whole.items() if carried or n not in factored), default=0)  # to the basis, through phi, and back
+    return number * (max(loads) + carried + light + making)
 
 
 class _progress:

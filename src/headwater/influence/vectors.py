@@ -3,7 +3,7 @@
 - :class:`Whole`: the transformed query gradients as they are, (queries, *shape); compared by one matrix product with the training
   gradients formed chunk by chunk.
 - :class:`Factored`: raw gradients of a layer applied once per example, as factors ``out_q in_q^T``; never formed.
-- :class:`Seen`: factored gradients through a response that is a constant plus few eigenpairs.
+- :class:`Seen`: factored gradients through a response, as factors in the curvature's eigenbasis; never formed either.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from headwater.capture import BlockGradient, Outer
-from headwater.capture.blocks import CHUNK
 from headwater.curvature import Vectors
-from headwater.linalg import Response, Split
+from headwater.linalg import Grid, Response, Split, Turned
 
 
 class Side(Protocol):
@@ -104,44 +103,30 @@ class Factored:
 
 @dataclass(frozen=True)
 class Seen:
-    """Factored vectors under a split response: ``constant <u, g> + sum_k excess_k u_k g_k``; ``core (queries, k) = excess * u_k``."""
+    """Factored vectors through a response: ``turned``, one column for each query."""
 
-    split: Split
-    raw: Factored
-    core: Tensor
+    response: Split | Grid
+    turned: Turned
 
     def dot(self, gradient: BlockGradient) -> Tensor:
-        total = self.split.constant * self.raw.dot(gradient)
-        if not self.core.shape[1]:
-            return total
-        g, a = factors(gradient)
-        step = max(1, CHUNK // self.core.shape[1])
-        for i in range(0, len(g), step):
-            total[:, i : i + step] += self.core @ self.split.coordinates(g[i : i + step], a[i : i + step])
-        return total
+        return self.response.dots(self.turned, self.response.turn(*factors(gradient)))
 
     def paired(self, gradient: BlockGradient) -> Tensor:
         if not is_rank_one(gradient):
             return gradient.paired(self.whole())
-        g, a = factors(gradient)
-        return self.split.constant * self.raw.paired(gradient) + (self.core * self.split.coordinates(g, a).mT).sum(1)
+        return self.response.paired(self.turned, self.response.turn(*factors(gradient)))
 
     def part(self, rows: slice) -> Seen:
-        return Seen(self.split, self.raw.part(rows), self.core[rows])
+        return Seen(self.response, (self.turned[0][:, rows], self.turned[1][:, rows]))
 
     def whole(self) -> Tensor:
-        split, core = self.split, self.core
-        grid = core.new_zeros(len(core), self.raw.out.shape[1], self.raw.inner.shape[1])
-        grid[:, split.pairs[0], split.pairs[1]] = core
-        grid = grid if split.left is None else split.left @ grid
-        grid = grid if split.right is None else grid @ split.right.mT
-        return split.constant * self.raw.whole() + grid.unsqueeze(1)
+        return self.response.whole(self.turned)
 
     def square_norms(self) -> Tensor:
-        return self.whole().flatten(1).square().sum(1) if self.core.shape[1] else self.split.constant**2 * self.raw.square_norms()
+        return self.response.square_norms(self.turned)
 
     def finite(self) -> bool:
-        return self.raw.finite() and bool(torch.isfinite(self.core).all())
+        return all(bool(torch.isfinite(t).all()) for t in self.turned)
 
 
 def is_rank_one(gradient: BlockGradient) -> bool:
@@ -173,21 +158,20 @@ def wrap(vectors: Vectors) -> Queries:
 
 
 def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Queries:
-    """``phi`` of the curvature applied to queries: split where that is cheaper, whole elsewhere."""
-    splits = {n: _split(flow, n, phi, side, tolerance) for n, side in queries.items()}
-    rest = {n: side.whole() for n, side in queries.items() if splits[n] is None}
-    out = wrap(flow.respond(phi)(rest)) if rest else {}
-    for name, split in splits.items():
-        if split is not None:
-            raw = queries[name]
-            assert isinstance(raw, Factored)
-            out[name] = Seen(split, raw, split.coordinates(raw.out, raw.inner).mT * split.excess.to(raw.out.dtype))
-    return {name: out[name] for name in queries}
+    """``phi`` of the curvature applied to queries: to their factors where they are factored, whole elsewhere."""
+    out: Queries = {}
+    for name, side in queries.items():
+        response = _on_factors(flow, name, phi, tolerance) if isinstance(side, Factored) else None
+        if response is not None:
+            out[name] = Seen(response, response.turn(side.out, side.inner))
+    rest = {n: side.whole() for n, side in queries.items() if n not in out}
+    whole = wrap(flow.respond(phi)(rest)) if rest else {}
+    return {name: out.get(name) or whole[name] for name in queries}
 
 
-def _split(flow: Any, name: str, phi: Response, side: Side, tolerance: float) -> Split | None:
+def _on_factors(flow: Any, name: str, phi: Response, tolerance: float) -> Split | Grid | None:
     inner: Any = getattr(flow, "flows", {}).get(name)
-    return inner.split(phi, tolerance) if isinstance(side, Factored) and hasattr(inner, "split") else None
+    return inner.on_factors(phi, tolerance) if hasattr(inner, "on_factors") else None
 
 
 def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
