@@ -128,6 +128,15 @@ def test_lengths_that_the_proof_has_not_seen():
         assert difference(rows_of(capture, capture.gradients(loss, batch)), truth(net, loss, batch)) <= 1e-10
 
 
+def test_one_position_in_the_proof_and_more_later_still_take_the_rules():
+    net = m.Flat().eval()
+    capture = Capture(net, loss, tokens(2, 1))
+    for n, length in ((4, 6), (3, 3), (1, 5)):
+        batch = tokens(n, length)
+        assert difference(rows_of(capture, capture.gradients(loss, batch)), truth(net, loss, batch)) <= 1e-10
+    assert not capture.fallback
+
+
 def test_a_later_batch_that_no_rule_can_read_keeps_the_blocks():
     """On the probe every position goes to one expert in order, so rules seem to do; a later batch shows that they do not."""
     net = m.Experts().eval()

@@ -137,13 +137,30 @@ def test_the_fallback_equals_autograd(case):
     assert difference(rows_of(capture, gradients), truth(net, loss, batch)) <= 1e-10
 
 
+@pytest.mark.parametrize(
+    ("build", "name", "why"),
+    [
+        (m.OneByOne, "layer.weight", "examples not found in its output"),
+        (m.Sorted, "layer.weight", "examples not in order in its output"),
+        (m.TiedByHand, "embedding.weight", "used outside its module"),
+        (m.Bare, "matrix", "no rule"),
+        (lambda: m.Positions(time_major=True), "position.weight", "cannot be expanded to the examples"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
+)
+def test_the_coverage_says_why_a_parameter_takes_the_fallback(build, name, why):
+    net = build().eval()
+    capture, _ = captured(net, tokens(3) if hasattr(net, "embedding") or hasattr(net, "token") else (torch.randn(3, 4),))
+    assert why in capture.coverage[name] and capture.coverage[name].startswith("exact fallback")
+
+
 def test_a_weight_shared_by_modules_that_store_it_differently_takes_the_fallback():
     conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.Linear(4, 4), conv1d(4, 4)
+            self.first, self.second = nn.Linear(4, 6), conv1d(4, 6)  # both weights are (6, 4)
             self.second.weight = self.first.weight
 
         def forward(self, x):
