@@ -74,7 +74,7 @@ for dims, (kind, transposed, space) in SPACES.items():
     RULES[f"Conv{dims}d valid, uneven stride"] = conv(kind, space, padding="valid", stride=2)
     RULES[f"Conv{dims}d even kernel"] = (lambda kind=kind: nn.Sequential(kind(4, 4, 2, padding="same", groups=4), nn.Tanh()), numbers(4, *space))
     RULES[f"ConvTranspose{dims}d"] = conv(transposed, space, stride=2, padding=1, output_padding=1, groups=2)
-    RULES[f"ConvTranspose{dims}d dilated"] = conv(transposed, space, dilation=2, bias=False)
+    RULES[f"ConvTranspose{dims}d dilated"] = conv(transposed, space, dilation=2, output_padding=1, bias=False)
 
 FALLBACK = {  # exact all the same; with the parameters that no rule covers
     "tied by hand": (m.TiedByHand, tokens, {"embedding.weight"}),
