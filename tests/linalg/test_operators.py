@@ -30,6 +30,7 @@ OPERATORS = {  # operator, and the shape of the vectors it acts on
     "Kronecker": lambda: (kronecker(1, 3, 4), (1, 3, 4)),
     "Kronecker, groups": lambda: (kronecker(2, 3, 2), (2, 3, 2)),
     "Kronecker, entries": lambda: (kronecker(1, 4, 3, left=False), (1, 4, 3)),
+    "Kronecker, unmixed": lambda: (Kronecker(torch.eye(3).unsqueeze(0), torch.eye(4).unsqueeze(0), torch.rand(1, 3, 4)), (1, 3, 4)),
     "Kronecker, left alone": lambda: (kronecker(1, 3, 4, right=False), (1, 3, 4)),
     "Dense": lambda: (Dense.of(semidefinite(12)), (3, 4)),
     "Diagonal": lambda: (Diagonal(torch.rand(3, 4) * 2), (3, 4)),
