@@ -1,8 +1,9 @@
 """Arrays on disk with a manifest: atomic, checksummed, readable with numpy and safetensors alone. No pickle.
 
-A :class:`Store` is a folder. The entry ``factors/abc`` is two files: ``factors/abc.safetensors`` (the tensors) and ``factors/abc.json``
-(their checksum, and facts about them). The second is written last, so an entry is there whole or not at all. Every file is written
-under a partial name, flushed to the disk and renamed.
+A :class:`Store` is a folder. The entry ``factors/abc`` is two files: ``factors/abc.json`` (facts, and the name and checksum of the
+other) and ``factors/abc-CHECKSUM.safetensors`` (the tensors). The first is written last and the tensors of an older entry are removed
+after that, so an entry is there whole or not at all, and one that is replaced is the old or the new one at any moment. Every file is
+written under a partial name, flushed to the disk and renamed.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def file(self, name: str) -> Path:
-        """Where an entry's tensors lie."""
-        return self.path / f"{name}.safetensors"
-
     def _facts(self, name: str) -> Path:
         return self.path / f"{name}.json"
+
+    def file(self, name: str) -> Path:
+        """Where an entry's tensors lie. Raises DamagedFile where there is no such entry."""
+        return self._facts(name).with_name(read_json(self._facts(name))["file"])
 
     def has(self, name: str) -> bool:
         """Whether the entry was written to its end."""
@@ -57,13 +58,18 @@ class Store:
 
     def write(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> str:
         """Write an entry, replacing one of the same name; returns its checksum. Raises StorageError."""
-        checksum = write_tensors(self.file(name), tensors)
-        write_json(self._facts(name), {"checksum": checksum, "meta": dict(meta or {})})
+        facts, content = self._facts(name), serialized(tensors)
+        checksum = bytes_hash(content)
+        file = facts.with_name(f"{facts.stem}-{checksum[:12]}.safetensors")
+        _replace(file, lambda f: f.write(content))
+        write_json(facts, {"file": file.name, "checksum": checksum, "meta": dict(meta or {})})
+        self._tidy(facts, keep=file)
         return checksum
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The tensors of an entry, on the CPU. Raises DamagedFile where they are missing or do not match their checksum."""
-        return read_tensors(self.file(name), read_json(self._facts(name))["checksum"])
+        facts = read_json(self._facts(name))
+        return read_tensors(self._facts(name).with_name(facts["file"]), facts["checksum"], again=self._facts(name))
 
     def meta(self, name: str) -> dict[str, Any]:
         """The facts that were written with an entry."""
@@ -72,14 +78,21 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove an entry; the facts first, so that half of one never looks whole."""
         self._facts(name).unlink(missing_ok=True)
-        self.file(name).unlink(missing_ok=True)
+        self._tidy(self._facts(name), keep=None)
+
+    @staticmethod
+    def _tidy(facts: Path, keep: Path | None) -> None:
+        """Remove the tensors of older entries of this name."""
+        for file in facts.parent.glob(f"{facts.stem}-{'?' * 12}.safetensors"):
+            if file != keep:
+                file.unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- single files
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:
-    """Write a safetensors file; returns its checksum. Tensors that share memory are written apart. Raises StorageError."""
+def serialized(tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file. Tensors that share memory are written apart."""
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -87,30 +100,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         place = held.untyped_storage().data_ptr()
         plain[name] = held.clone() if place in seen else held
         seen.add(place)
-    content = safetensors.torch.save(plain, dict(meta) if meta else None)
-    return _replace(path, lambda file: file.write(content))
+    return safetensors.torch.save(plain, dict(meta) if meta else None)
 
 
-def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises DamagedFile where it is missing, broken or does not match ``checksum``."""
-    verify(path, checksum)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file; returns its checksum. Raises StorageError."""
+    content = serialized(tensors, meta)
+    _replace(path, lambda file: file.write(content))
+    return bytes_hash(content)
+
+
+def read_tensors(path: Path, checksum: str | None = None, again: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises DamagedFile where it is missing, broken or does not match ``checksum``; where deleting
+    the file ``again`` has it made again, the error says so."""
+    verify(path, checksum, again)
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # the library raises its own, undocumented types for a broken header
-        raise damaged(path, f"cannot be read ({error})") from error
+        raise damaged(path, f"cannot be read ({error})", again) from error
 
 
-def verify(path: Path, checksum: str | None) -> None:
+def verify(path: Path, checksum: str | None, again: Path | None = None) -> None:
     """Raise DamagedFile where a file is missing or does not match ``checksum`` (None: it only has to be there)."""
     if not path.exists():
-        raise damaged(path, "is missing")
+        raise damaged(path, "is missing", again)
     if checksum is not None and file_hash(path) != checksum:
-        raise damaged(path, "does not match its checksum")
+        raise damaged(path, "does not match its checksum", again)
 
 
-def damaged(path: Path, what: str) -> DamagedFile:
-    """The error for a file that cannot be trusted."""
-    mend = f"restore it from a copy; where it can be made again (curvature, scores, measurements) delete {path.with_suffix('.json')} and repeat the call"
+def damaged(path: Path, what: str, again: Path | None = None) -> DamagedFile:
+    """The error for a file that cannot be trusted. ``again``: what to delete to have it made again, if it can be."""
+    mend = f"delete {again} and repeat the call: it is made again" if again is not None else "restore it from a copy, or make it again"
     return DamagedFile(f"{path} {what}", "the file as it was written", mend)
 
 
@@ -143,8 +163,8 @@ def read_json(path: Path) -> Any:
         raise damaged(path, f"cannot be read ({error})") from error
 
 
-def _replace(path: Path, fill: Callable[[BinaryIO], Any]) -> str:
-    """Write a file under a partial name, flush it to the disk, rename it, and give its checksum."""
+def _replace(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    """Write a file under a partial name, flush it to the disk, and rename it."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,12 +173,10 @@ def _replace(path: Path, fill: Callable[[BinaryIO], Any]) -> str:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-            checksum = file_hash(part)
             part.replace(path)
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-    return checksum
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_an_entry_reads_back_as_it_was(store):
     store.write("x/y", {"a": torch.zeros(1)})
     assert list(store.read("x/y")) == ["a"]
     store.delete("x/y")
-    assert not store.has("x/y") and not store.file("x/y").exists()
+    assert not store.has("x/y") and not list(store.path.glob("x/*"))
 
 
 def test_tensors_that_share_memory_are_kept_apart(store):
@@ -57,12 +57,35 @@ def test_files_are_readable_without_headwater(store, tmp_path):
 def test_damage_is_named(store, place):
     store.write("x", {"a": torch.arange(3.0)})
     flip(store.file("x"), place)
-    with pytest.raises(DamagedFile, match=r"x\.safetensors does not match") as caught:
+    with pytest.raises(DamagedFile, match=r"x-\w{12}\.safetensors does not match") as caught:
         store.read("x")
     assert "x.json" in caught.value.mend
     store.file("x").unlink()
     with pytest.raises(DamagedFile, match="is missing"):
         store.read("x")
+
+
+@pytest.mark.parametrize("stops_at", ["os.fsync", "headwater.store.write_json", "headwater.store.Store._tidy"])
+def test_an_entry_that_is_replaced_is_the_old_or_the_new_one_at_any_moment(store, monkeypatch, stops_at):
+    store.write("x", {"a": torch.zeros(1)}, {"n": 0})
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stops_at, killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.write("x", {"a": torch.ones(1)}, {"n": 1})
+    monkeypatch.undo()
+    assert store.read("x")["a"].tolist() == [store.meta("x")["n"]]
+    store.write("x", {"a": torch.full((1,), 2.0)}, {"n": 2})
+    assert store.read("x")["a"].tolist() == [2] and len(list(store.path.glob("x*"))) == 2  # what was left over is gone
+
+
+def test_names_that_begin_alike_are_left_alone(store):
+    for name in ("x", "x-0", "x-000000000000"):
+        store.write(name, {"a": torch.zeros(1)}, {"name": name})
+    store.write("x", {"a": torch.ones(1)})
+    assert store.read("x-0")["a"].tolist() == store.read("x-000000000000")["a"].tolist() == [0]
 
 
 def test_an_entry_without_its_facts_is_not_there(store):

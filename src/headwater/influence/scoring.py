@@ -77,7 +77,10 @@ def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice)
         for part, vectors in stream(examples, ids, process, batch_size=size, device=engine.run.device):
             target = torch.as_tensor(row_of[part] - start, device=engine.run.device)
             for name, v in vectors.items():
-                out[name] = v.placed(target, stop - start, out.get(name))
+                before = out.get(name)
+                if before is not None and type(before) is not type(v):  # a layer went to the fallback in between
+                    before, v = Whole(before.whole()), Whole(v.whole())
+                out[name] = v.placed(target, stop - start, before)
     _require_finite(out, "the measure", weights)
     return out
 
