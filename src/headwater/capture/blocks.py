@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 2**23  # numbers held at once when per-example gradients are formed
+CHUNK = 2**21  # numbers held at once when per-example gradients are formed: few enough for a CPU's cache, and for its allocator to keep
+ROOMIER = 16  # times as many on an accelerator, which wants large products
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Outer:
         return len(self.a)
 
     @property
+    def device(self) -> torch.device:
+        return self.a.device
+
+    @property
     def numel(self) -> int:
         return self.a.shape[1] * self.a.shape[-1] * self.g.shape[-1]
 
@@ -89,12 +94,11 @@ class Outer:
 
     def rotated(self, left: Tensor | None, right: Tensor | None) -> Outer:
         """The piece of ``left^T G right``: rotating the factors is far cheaper than rotating their product."""
-        return Outer(self.a if right is None else self.a @ right, self.g if left is None else self.g @ left)
+        return Outer(_times(self.a, right), _times(self.g, left))
 
     def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
         """``sum g g^T`` (groups, out, out) and ``sum a a^T`` (groups, in, in) over examples and positions."""
-        flat_a, flat_g = (t.transpose(0, 1).flatten(1, 2) for t in (self.a, self.g))
-        return (flat_g.mT @ flat_g if want_left else None), (flat_a.mT @ flat_a if want_right else None)
+        return (_second_moment(self.g) if want_left else None), (_second_moment(self.a) if want_right else None)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,10 @@ class Lookup:
 
     def __len__(self) -> int:
         return len(self.a)
+
+    @property
+    def device(self) -> torch.device:
+        return self.a.device
 
     @property
     def numel(self) -> int:
@@ -163,6 +171,10 @@ class Rows:
         return len(self.values)
 
     @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
     def numel(self) -> int:
         return self.values[0].numel() if len(self) else 1
 
@@ -183,6 +195,7 @@ class Rows:
 
 
 Piece = Outer | Lookup | Rows
+Sides = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -195,8 +208,9 @@ class BlockGradient:
         return len(self.pieces[0])
 
     def parts(self) -> list[slice]:
-        """Slices of examples small enough that :meth:`dense` of each holds at most CHUNK numbers."""
-        step = max(1, CHUNK // max(1, max(piece.numel for piece in self.pieces)))
+        """Slices of examples small enough that :meth:`dense` of each holds at most CHUNK numbers (more on an accelerator)."""
+        room = CHUNK * (1 if self.pieces[0].device.type == "cpu" else ROOMIER)
+        step = max(1, room // max(1, max(piece.numel for piece in self.pieces)))
         return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
@@ -229,14 +243,28 @@ class BlockGradient:
     def rotated(self, left: Tensor | None, right: Tensor | None) -> BlockGradient:
         return BlockGradient(tuple(piece.rotated(left, right) for piece in self.pieces))
 
-    def squares(self) -> Tensor:
-        """``sum_n G_n^2`` elementwise, (*shape): one matrix product where every example has a single position."""
+    def squares(self, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
+        """``sum_n (left^T G_n right)^2`` elementwise, (*shape): one matrix product where every example has a single position."""
         only = self.pieces[0]
         if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
-            return torch.einsum("ngo,ngi->goi", only.g.squeeze(2).square(), only.a.squeeze(2).square())
+            turned = only.rotated(left, right)
+            return torch.einsum("ngo,ngi->goi", turned.g.squeeze(2).square(), turned.a.squeeze(2).square())
         if len(self.pieces) == 1 and isinstance(only, Lookup):
-            return only.squares()
-        return sum(self.dense(rows).square().sum(0) for rows in self.parts())  # type: ignore[return-value]
+            return only.rotated(left, right).squares()
+        early, late = self._when_to_rotate(left, right)
+        turned_all = self.rotated(*early)
+        return sum(_turned(turned_all.dense(rows), *late).square().sum(0) for rows in self.parts())  # type: ignore[return-value]
+
+    def _when_to_rotate(self, left: Tensor | None, right: Tensor | None) -> tuple[Sides, Sides]:
+        """The sides to rotate before gradients are formed, and those to rotate after. Over S positions a side f of factors takes
+        S f^2 multiplications, and the formed gradient f^2 times its other side: the smaller of the two."""
+        positions = sum(piece.a.shape[2] if isinstance(piece, Outer) else 0 for piece in self.pieces)
+        outers = [piece for piece in self.pieces if isinstance(piece, Outer)]
+        if len(outers) < len(self.pieces):
+            return (left, right), (None, None)
+        out, inner = outers[0].g.shape[-1], outers[0].a.shape[-1]
+        early = (left if positions <= inner else None), (right if positions <= out else None)
+        return early, (left if early[0] is None else None, right if early[1] is None else None)
 
     def square_norms(self) -> Tensor:
         """``|G_n|^2``, (n,)."""
@@ -248,8 +276,37 @@ class BlockGradient:
         return torch.cat([self.dense(rows).square().flatten(1).sum(1) for rows in self.parts()])
 
 
+def _times(t: Tensor, side: Tensor | None) -> Tensor:
+    """Factors (n, groups, shared, f) times ``side`` (groups, f, k): one product for each group, not one for each example."""
+    if side is None:
+        return t
+    flat = t.transpose(0, 1).flatten(1, 2) @ side
+    return flat.unflatten(1, (len(t), t.shape[2])).transpose(0, 1)
+
+
+def _turned(gradients: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """``left^T G_n right`` for gradients (n, groups, out, in)."""
+    gradients = _times(gradients, right)
+    return gradients if left is None else left.mT @ gradients
+
+
+def _second_moment(t: Tensor) -> Tensor:
+    """``sum t t^T`` (groups, f, f) of factors (n, groups, shared, f) over examples and positions."""
+    n, _, shared, size = t.shape
+    as_it_lies = shared == 1 or t.stride(0) == shared * t.stride(2)
+    if as_it_lies or n * size > CHUNK // size:  # one long product, for which factors laid out otherwise are copied
+        flat = t.transpose(0, 1).flatten(1, 2)
+        return flat.mT @ flat
+    return (t.mT @ t).sum(0)
+
+
 def _rank_one_dot(queries: Tensor, g: Tensor, a: Tensor) -> Tensor:
-    """``g_n^T Q a_n`` for every query Q (queries, out, in), as (queries, n), without forming any outer product."""
-    step = max(1, CHUNK // (g.shape[1] * max(1, len(g))))
-    parts = [((queries[i : i + step] @ a.to(queries.dtype).mT) * g.to(queries.dtype).mT).sum(1) for i in range(0, len(queries), step)]
-    return torch.cat(parts)
+    """``g_n^T Q a_n`` for every query Q (queries, out, in), as (queries, n): the outer products are formed a few rows at a time."""
+    g, a = g.to(queries.dtype), a.to(queries.dtype)
+    total = queries.new_zeros(len(queries), len(g))
+    room = CHUNK * (1 if queries.device.type == "cpu" else ROOMIER)
+    step = max(1, room // max(1, a.numel()))
+    for i in range(0, g.shape[1], step):
+        rows = slice(i, i + step)
+        total.addmm_(queries[:, rows].flatten(1), (g[:, rows].unsqueeze(2) * a.unsqueeze(1)).flatten(1).mT)
+    return total

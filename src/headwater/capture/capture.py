@@ -53,13 +53,24 @@ class Site:
 
 @dataclass
 class Use:
-    """One call of a site: its input, the zeros added to its output of shape ``shape``, and where the examples are (see :class:`Layout`)."""
+    """One call of a site: its input, the zeros added to its output of shape ``shape``, and where the examples are (see :class:`Layout`).
+    ``prepared``: the input as the rule takes it, once made."""
 
     site: Site
     x: Tensor
     probe: Tensor
     how: str
     shape: tuple[int, ...]
+    prepared: Tensor | None = None
+
+    def input(self, n: int, dtype: torch.dtype) -> Tensor:
+        """What the rule's ``emit`` takes for x; the same for all columns of a function."""
+        if self.prepared is None:
+            x = examples_first(self.x, self.how, n)
+            x = x.to(dtype) if x.is_floating_point() else x
+            rule = self.site.rule
+            self.prepared = x if rule.prepare is None else rule.prepare(self.site.module, x, self.site.folded)
+        return self.prepared
 
 
 @dataclass
@@ -453,15 +464,13 @@ class Capture:
 
     def _emit(self, use: Use, g: Tensor, n: int) -> Iterator[tuple[str, Piece]]:
         site = use.site
-        x = examples_first(use.x, use.how, n)
         g = examples_first(g, use.how, n) if use.how == "second" else g  # an expanded output has them first
-        lowest = torch.promote_types(g.dtype, torch.float32)
-        g = g.to(lowest)
-        x = x.to(lowest) if x.is_floating_point() else x
-        emitted = site.rule.emit(site.module, x, g)
+        g = g.to(torch.promote_types(g.dtype, torch.float32))
+        emitted = site.rule.emit(site.module, use.input(n, g.dtype), g)
         weight, bias = emitted["weight"], emitted.get("bias")
         if site.weight:
-            piece = with_ones(weight) if site.folded and isinstance(weight, Outer) else weight
+            bare = site.folded and site.rule.prepare is None
+            piece = with_ones(weight) if bare and isinstance(weight, Outer) else weight
             yield site.weight, regroup(piece, n)
         if site.bias and not site.folded and bias is not None:
             yield site.bias, regroup(bias, n)

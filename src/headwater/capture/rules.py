@@ -27,11 +27,13 @@ Emit = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
 
 @dataclass(frozen=True)
 class Rule:
-    """``emit(module, x, g)``: the pieces of "weight" and "bias". ``groups``: the weight's groups where it is a matrix, None where
+    """``emit(module, x, g)``: the pieces of "weight" and "bias". ``prepare(module, x, ones)``: what emit takes for x, where it is worth
+    making once for all columns of a function; ``ones``: with a last input that is always 1, for a folded bias. ``groups``: the weight's groups where it is a matrix, None where
     it is not. ``transpose``: the stored weight is (in, out). ``fold``: the bias may become one more input column. ``given``: see
     :class:`~headwater.capture.blocks.Block`, as is ``indexed``."""
 
     emit: Emit
+    prepare: Callable[[Any, Tensor, bool], Tensor] | None = None
     groups: Callable[[Any], int] | None = None
     transpose: bool = False
     fold: bool = True
@@ -59,16 +61,23 @@ def _padding(module: Any) -> list[int]:
     return [p for p in reversed(module.padding) for _ in range(2)]
 
 
-def unfold(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int) -> Tensor:
-    """Patches of an already padded ``x (n, channels, *space)`` as (n, groups, positions, channels/groups * kernel size)."""
-    dims = len(kernel)
+def unfold(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], groups: int, ones: bool = False) -> Tensor:
+    """Patches of an already padded ``x (n, channels, *space)`` as (n, groups, positions, channels/groups * kernel size [+ 1]).
+
+    In memory positions come last, after the examples: so patches are copied in long runs, their second moment is one matrix
+    product without another copy, and an example's patches are a matrix as they lie.
+    """
+    dims, n = len(kernel), len(x)
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
     # now (n, channels, *positions, *kernel)
-    n, channels = x.shape[:2]
-    x = x.reshape(n, groups, channels // groups, *x.shape[2:])
-    order = [0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims)]
-    return x.permute(order).reshape(n, groups, x.shape[3 : 3 + dims].numel(), -1)
+    x = x.unflatten(1, (groups, -1))
+    x = x.permute(1, 2, *range(3 + dims, 3 + 2 * dims), 0, *range(3, 3 + dims))
+    inner, positions = x.shape[1 : 2 + dims].numel(), x.shape[3 + dims :].numel()
+    out = x.new_empty(groups, inner + ones, n, positions)
+    out[:, :inner].view(x.shape).copy_(x)
+    out[:, inner:] = 1
+    return out.permute(2, 0, 3, 1)
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:
@@ -76,10 +85,13 @@ def _by_group(t: Tensor, groups: int) -> Tensor:
     return t.reshape(len(t), groups, t.shape[1] // groups, -1).transpose(2, 3)
 
 
-def _convolution(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
+def _patches(module: Any, x: Tensor, ones: bool) -> Tensor:
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, _padding(module), mode=mode) if any(_padding(module)) else x
-    patches = unfold(x, module.kernel_size, module.stride, module.dilation, module.groups)
+    return unfold(x, module.kernel_size, module.stride, module.dilation, module.groups, ones)
+
+
+def _convolution(module: Any, patches: Tensor, g: Tensor) -> dict[str, Piece]:
     return {"weight": Outer(patches, _by_group(g, module.groups)), "bias": Rows(g.flatten(2).sum(2))}
 
 
@@ -134,7 +146,7 @@ def _batch_norm(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
     return _scale_and_shift(module, normalised, g, list(range(2, g.ndim)))
 
 
-_CONVOLUTION = Rule(_convolution, groups=lambda m: m.groups)
+_CONVOLUTION = Rule(_convolution, _patches, groups=lambda m: m.groups)
 _TRANSPOSED = Rule(_transposed, groups=lambda m: m.groups, fold=False, given="left")
 _BATCH_NORM = Rule(_batch_norm)
 _INSTANCE_NORM = Rule(_instance_norm)

@@ -142,7 +142,7 @@ class EKFAC:
         for name, block in capture.blocks.items():
             gradient = gradients[name]
             if block.matrix:
-                found[name] = gradient.rotated(bases.get(name + "/left"), bases.get(name + "/right")).squares()
+                found[name] = gradient.squares(bases.get(name + "/left"), bases.get(name + "/right"))
             elif block.size <= MAX_DENSE:
                 rows = gradient.dense().flatten(1)
                 found[name] = rows.mT @ rows
