@@ -50,7 +50,8 @@ class Store:
 
     def file(self, name: str) -> Path:
         """Where an entry's tensors lie. Raises DamagedFile where there is no such entry."""
-        return self._facts(name).with_name(read_json(self._facts(name))["file"])
+        facts = self._facts(name)
+        return facts.with_name(read_json(facts).get("file", f"{facts.stem}.safetensors"))  # without a name: written before 2026-11-24
 
     def has(self, name: str) -> bool:
         """Whether the entry was written to its end."""
@@ -68,8 +69,7 @@ class Store:
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The tensors of an entry, on the CPU. Raises DamagedFile where they are missing or do not match their checksum."""
-        facts = read_json(self._facts(name))
-        return read_tensors(self._facts(name).with_name(facts["file"]), facts["checksum"], again=self._facts(name))
+        return read_tensors(self.file(name), read_json(self._facts(name))["checksum"], again=self._facts(name))
 
     def meta(self, name: str) -> dict[str, Any]:
         """The facts that were written with an entry."""
