@@ -115,3 +115,29 @@ def test_shapes_are_checked():
 def test_the_words_say_what_a_score_means():
     assert "removing the example is predicted to lower it" in repr(scores())
     assert "size means nothing" in repr(scores(unit="rank only"))
+
+
+def test_a_page_shows_each_query_with_its_strongest_examples_and_what_the_scores_mean(tmp_path):
+    made = scores(stderr=True)
+    page = made.to_html(tmp_path / "owed.html", queries=["first", "second", "third"], labels=range(12), k=2, flagged={int(made.top(1).indices[0, 0]): "seen twice"})
+    html = page.read_text()
+    assert html.count('data-testid="attribution"') == 3
+    assert "seen twice" in html and "second" in html and "pushed the measurement up" in html and "± " in html
+    for index in (*made.top(2).indices[1], *made.bottom(2).indices[1]):
+        assert f"#{index}" in html and f"label {index}" in html
+
+
+def test_a_page_without_the_examples_has_their_names(tmp_path):
+    html = scores(query_names=("a", "b", "c"), train_names=tuple(f"mixture {i}" for i in range(12))).to_html(tmp_path / "owed.html", flagged=[3]).read_text()
+    assert "mixture 3" in html and "flagged" in html
+
+
+def test_a_page_of_many_queries_says_that_it_shows_the_first(tmp_path):
+    html = scores(queries=70).to_html(tmp_path / "owed.html").read_text()
+    assert html.count('data-testid="attribution"') == 60
+    assert "first 60 of 70 queries" in html
+
+
+def test_a_page_needs_a_label_for_each_example(tmp_path):
+    with pytest.raises(InputError, match="12 training examples"):
+        scores().to_html(tmp_path / "owed.html", labels=range(3))

@@ -45,7 +45,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(train=500, epochs=12, batch=25, chosen_on=20, reported_on=40, subsets=6, seeds=2)
+QUICK = Size(train=400, epochs=15, batch=25, chosen_on=20, reported_on=40, subsets=6, seeds=2)
 
 
 @dataclass(frozen=True, eq=False)

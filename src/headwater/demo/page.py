@@ -7,19 +7,23 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from headwater.demo.study import METHODS, Study
-from headwater.evaluate import Detection
+from headwater.demo.study import METHODS, Damping, Study
+from headwater.evaluate import Detection, SlopeResult
 from headwater.report import Attribution, Axis, Bar, Bars, Card, Curve, Exhibit, Figure, Figures, Gallery, Line, Page, Prose, Section, Series, Table, attribution
 from headwater.report.examples import picture
+from headwater.result import TrainingScores
 
 EACH = 6  # proponents, and opponents, of each digit
-SUSPECTS = 12  # how many of the most suspicious training digits are pictured
+FIRST = 3  # digits before the measurements; the others come after them, so that nobody has to scroll past a dozen
+SUSPECTS = 16  # how many of the most suspicious training digits are pictured
 LOOKED_AT = 0.05  # of the training digits: as many as there are wrong labels
+LOOKED_TO = 0.3  # how far the curve is drawn
 
-SIGN = """Each digit asked about stands at the left; beside it are the training digits that its prediction is owed to. The number under a \
-training digit says how much training on it changed the log-odds of the asked digit's right label: ▲ and plus, it pushed the right answer up \
-(a proponent); ▼ and minus, it pushed it down (an opponent). Without that training digit the log-odds would be lower by about that number. \
-Log-odds are log(p / (1 − p)): 0 is a probability of 50 %, +3 is 95 %, −3 is 5 %."""
+SIGN = """The digit at the left was asked about; beside it are the training digits that its answer is owed to. ▲ and plus: training on this one \
+pushed the right answer up (a proponent). ▼ and minus: it pushed the right answer down (an opponent).
+
+The number is the predicted change of the log-odds of the right label that training on this one digit caused; without it they are predicted to be lower \
+by as much. Log-odds are log(p / (1 − p)): 0 is a probability of 50 %, +3 is 95 %, −3 is 5 %. How far such predictions hold is measured below."""
 
 JUDGED = """A score is a claim about training that did not happen, so we let it happen: {trainings} models were trained again, {subsets} random \
 halves of the training digits with {seeds} random seeds each, and each was asked about {queries} test digits. LDS (linear datamodeling score) \
@@ -27,9 +31,18 @@ is the rank correlation, over the halves, between what summed scores predict for
 perfect, 0 is worthless. Whiskers are 95 % intervals over test digits and halves. The dashed line is the most that perfect scores could reach \
 here, because training with another seed already changes the answers."""
 
-LABELS = """Of the training labels {count} ({share:.0%}) were made wrong on purpose. Self-influence is how much a training digit lowered its own loss: \
+LABELS = """Of the training labels {count} ({share}) were made wrong on purpose. Self-influence is how much a training digit lowered its own loss: \
 large for a digit that the model could learn from nothing but itself. Going through the training digits from large to small finds the wrong \
 labels early. The plain loss under the trained model is the cheapest rival; any method should be held against it."""
+
+
+def share(value: float, digits: int = 0) -> str:
+    """A part of a whole, in percent.
+
+    >>> share(0.05), share(0.9107, 1)
+    ('5\\xa0%', '91.1\\xa0%')
+    """
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def headline(study: Study) -> tuple[Figure, Figure, Figure]:
@@ -40,8 +53,8 @@ def headline(study: Study) -> tuple[Figure, Figure, Figure]:
         Figure("SOURCE minus best-tuned influence functions", f"{ahead.difference:+.3f}", f"95 % interval {ahead.low:+.3f} to {ahead.high:+.3f}: {_verdict(study)}"),
         Figure(
             "Wrong labels found among the 5 % most suspicious",
-            f"{found.at(LOOKED_AT):.0%}",
-            f"by self-influence; plain loss {study.found['loss'].at(LOOKED_AT):.0%}, chance {LOOKED_AT:.0%}",
+            f"{share(found.at(LOOKED_AT))}",
+            f"by self-influence; plain loss {share(study.found['loss'].at(LOOKED_AT))}, chance {share(LOOKED_AT)}",
         ),
     )
 
@@ -54,10 +67,11 @@ def page(study: Study) -> Page:
         "Headwater traces its answers back to them, and checks by retraining.",
         (
             Section("", parts=(Figures(headline(study)), Prose(_summary(study)))),
-            Section("Answers and what they are owed to", SIGN, (*_attributions(study),)),
+            Section("Answers and what they are owed to", SIGN, _attributions(study, study.shown[:FIRST])),
             _trust(study),
             _labels(study),
             _costs(study),
+            Section("More answers", "Wrong ones first, then right ones from unsure to sure.", _attributions(study, study.shown[FIRST:])),
         ),
         _footer(study),
     )
@@ -79,12 +93,11 @@ def _verdict(study: Study) -> str:
 
 def _summary(study: Study) -> str:
     size, slope = study.size, study.size_of
-    right = f"The network reads {study.accuracy:.1%} of the digits that it has not seen correctly after {size.epochs} passes over the data"
     return (
-        f"{right}; training was stopped long before it had converged. Scores on this page are SOURCE's unless said otherwise.\n\n"
-        f"How far to trust them: trust the order more than the size. {_order(study)} Where half of the training digits were taken away, answers "
-        f"changed by {slope.slope:.2f} times the predicted amount (95 % interval {slope.low:.2f} to {slope.high:.2f}): scores are "
-        f"first-order estimates for a few digits, and {_size_word(slope.slope)} what removing a thousand does.".replace("a thousand", f"{size.train // 2:,}")
+        f"The network reads {share(study.accuracy, 1)} of the digits that it has not seen correctly after {size.epochs} passes over the data; training was "
+        "stopped long before it had converged. Scores on this page are SOURCE's unless said otherwise.\n\n"
+        f"How far to trust them: {_order(study)} Their size is another matter: where half of the training digits were taken away, answers changed by "
+        f"{slope.slope:.2f} times the predicted amount (95 % interval {slope.low:.2f} to {slope.high:.2f}), so {_size_word(slope)}."
     )
 
 
@@ -92,19 +105,21 @@ def _order(study: Study) -> str:
     best = max(study.agreement, key=lambda name: study.agreement[name].mean)
     mean = study.agreement["SOURCE"].mean
     leader = "the best of the methods tried here" if best == "SOURCE" else f"behind {best} ({study.agreement[best].mean:.2f}) here"
-    return f"Against real retraining the order of SOURCE's predictions correlates at {mean:.2f}, {leader}."
+    return f"against real retraining the order of the predictions correlates at {mean:.2f}, {leader}."
 
 
-def _size_word(slope: float) -> str:
-    return "overstate" if slope < 0.9 else "understate" if slope > 1.1 else "hold even for"
+def _size_word(slope: SlopeResult) -> str:
+    if slope.low <= 1 <= slope.high:
+        return "the size holds too, as far as this can tell"
+    return f"scores {'overstate' if slope.slope < 1 else 'understate'} changes here: read them as a ranking"
 
 
 # ---------------------------------------------------------------------------------------------------------------- sections
 
 
-def _attributions(study: Study) -> list[Attribution]:
+def _attributions(study: Study, rows: np.ndarray) -> tuple[Attribution, ...]:
     scores, training = study.scores["SOURCE"], _training(study)
-    return [attribution(_query(study, int(row)), scores.values[row], None, training, EACH) for row in study.shown]
+    return tuple(attribution(_query(study, int(row)), scores.values[row], None, training, EACH) for row in rows)
 
 
 def _training(study: Study) -> Exhibit:
@@ -117,7 +132,7 @@ def _query(study: Study, row: int) -> Card:
     number = int(study.asked[row])
     label, probabilities = int(study.digits.test[1][number]), study.probabilities[row]
     said = int(probabilities.argmax())
-    verdict = f"read as {said} ({probabilities[said]:.0%})" + (", rightly" if said == label else f"; it is a {label} ({probabilities[label]:.0%})")
+    verdict = f"read as {said} ({share(probabilities[said])})" + (", rightly" if said == label else f"; it is a {label} ({share(probabilities[label])})")
     return Card(f"Test digit {number}", verdict, image=picture(study.digits.test[0][number]))
 
 
@@ -127,36 +142,39 @@ def _trust(study: Study) -> Section:
     ceiling = study.agreement["SOURCE"].ceiling
     text = JUDGED.format(trainings=study.trainings, subsets=size.subsets, seeds=size.seeds, queries=size.reported_on)
     lines = () if ceiling is None else (Line("noise ceiling", ceiling),)
-    return Section("How far can that be trusted?", text, (Bars(tuple(rows), lines, "LDS: rank correlation with retraining"), Prose(_comparison(study))))
+    bars = Bars(tuple(rows), lines, "LDS: rank correlation with retraining")
+    return Section("How far can that be trusted?", text, (bars, Prose(_comparison(study)), _sweep(study)))
 
 
 def _named(study: Study, name: str) -> str:
-    return f"Influence, damping {_damping(study)}" if name == "Influence" else name
+    return f"Influence, damping {_damping(study.scores['Influence'])}" if name == "Influence" else name
 
 
-def _damping(study: Study) -> str:
-    return study.scores["Influence"].method.removeprefix("Influence(damping=").removesuffix(")")
+def _damping(tried: TrainingScores | Damping) -> str:
+    return tried.method.removeprefix("Influence(damping=").removesuffix(")")
 
 
 def _comparison(study: Study) -> str:
     ahead, size = study.ahead, study.size
-    sweep = ", ".join(f"{d.method.removeprefix('Influence(damping=').removesuffix(')')}: {d.lds:.3f}" for d in study.sweep)
     return (
         f"SOURCE minus Influence, the same digits and halves for both: {ahead.difference:+.3f}, 95 % interval {ahead.low:+.3f} to {ahead.high:+.3f}; "
-        f"{_verdict(study)}.\n\n"
-        f"Influence functions need a damping, and SOURCE does not. To be fair to them the best of {len(study.sweep)} was taken, chosen on {size.chosen_on} other "
-        f"test digits than the {size.reported_on} reported here (LDS there by damping: {sweep}). The halves are the same. The intervals cover the choice of "
-        "digits and halves, not that of another dataset or network."
+        f"{_verdict(study)}. The intervals cover the choice of digits and halves, not that of another dataset or network.\n\n"
+        f"Influence functions need a damping, SOURCE does not. To be fair to them the best of {len(study.sweep)} was taken, chosen on {size.chosen_on} other test "
+        f"digits than the {size.reported_on} reported here, on the same halves:"
     )
+
+
+def _sweep(study: Study) -> Table:
+    return Table(("damping", *map(_damping, study.sweep)), (("LDS on the other digits", *(f"{tried.lds:.3f}" for tried in study.sweep)),))
 
 
 def _labels(study: Study) -> Section:
     flipped = study.digits.flipped.numpy()
-    text = LABELS.format(count=int(flipped.sum()), share=flipped.mean())
+    text = LABELS.format(count=int(flipped.sum()), share=share(flipped.mean()))
     found, loss = study.found["self-influence"], study.found["loss"]
     verdict = (
-        f"Looking at {LOOKED_AT:.0%} of the training digits finds {found.at(LOOKED_AT):.0%} of the wrong labels by self-influence and {loss.at(LOOKED_AT):.0%} by the "
-        f"loss; looking at 10 %, {found.at(0.1):.0%} and {loss.at(0.1):.0%}. {_rival(found, loss)}"
+        f"Looking at {share(LOOKED_AT)} of the training digits finds {share(found.at(LOOKED_AT))} of the wrong labels by self-influence and "
+        f"{share(loss.at(LOOKED_AT))} by the loss; looking at 10 %, {share(found.at(0.1))} and {share(loss.at(0.1))}. {_rival(found, loss)}"
     )
     order = np.argsort(-study.suspicion, kind="stable")[:SUSPECTS]
     training = _training(study)
@@ -171,12 +189,14 @@ def _rival(found: Detection, loss: Detection) -> str:
 
 
 def _curve(study: Study) -> Curve:
-    share = float(study.digits.flipped.float().mean())
+    """The first part of the way, where the methods differ."""
+    ends = float(study.digits.flipped.float().mean())
+    until = round(LOOKED_TO * study.size.train) + 1
     names = {"self-influence": "self-influence (SOURCE)", "loss": "loss"}
-    series = [Series(names[name], tuple(d.inspected[::5]), tuple(d.found[::5])) for name, d in study.found.items()]
-    ideal = Series("ideal", (0.0, share, 1.0), (0.0, 1.0, 1.0), "reference")
-    chance = Series("chance", (0.0, 1.0), (0.0, 1.0), "reference")
-    return Curve((*series, ideal, chance), Axis("training digits looked at", 0, 1, "percent"), Axis("wrong labels found", 0, 1, "percent"))
+    series = [Series(names[name], tuple(d.inspected[:until:2]), tuple(d.found[:until:2])) for name, d in study.found.items()]
+    ideal = Series("ideal", (0.0, ends, LOOKED_TO), (0.0, 1.0, 1.0), "reference")
+    chance = Series("chance", (0.0, LOOKED_TO), (0.0, LOOKED_TO), "reference")
+    return Curve((*series, ideal, chance), Axis("training digits looked at", form="percent"), Axis("wrong labels found", 0, 1, "percent"))
 
 
 def _costs(study: Study) -> Section:
@@ -195,7 +215,7 @@ def _footer(study: Study) -> tuple[tuple[str, str], ...]:
     return (
         ("network", "two convolutions, two linear layers, 26,826 parameters"),
         ("training", f"{size.epochs} epochs, SGD with momentum 0.9, weight decay 0.001, cosine schedule from 0.05, batches of {size.batch}"),
-        ("test accuracy", f"{study.accuracy:.1%} of {len(study.digits.test[1]):,} digits; {study.train_accuracy:.1%} of the training labels as given"),
+        ("test accuracy", f"{share(study.accuracy, 1)} of {len(study.digits.test[1]):,} digits; {share(study.train_accuracy, 1)} of the training labels as given"),
         ("SOURCE", study.scores["SOURCE"].method),
         ("run", str(run.path)),
         ("weights", run.weights_hash(run.checkpoints[-1])),
