@@ -23,7 +23,7 @@ from headwater.errors import NotFinite
 from headwater.influence.engine import Engine
 from headwater.influence.methods import Row, Table, Weights
 from headwater.influence.queries import Asked
-from headwater.influence.vectors import Queries, dots_of, lengths_of, respond, unwrap, vectors_of, wrap
+from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, unwrap, vectors_of, wrap
 from headwater.tasks.batches import Batch
 
 Pass = tuple[int, Weights]
