@@ -28,9 +28,9 @@ Emit = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
 @dataclass(frozen=True)
 class Rule:
     """``emit(module, x, g)``: the pieces of "weight" and "bias". ``prepare(module, x, ones)``: what emit takes for x, where it is worth
-    making once for all columns of a function; ``ones``: with a last input that is always 1, for a folded bias. ``groups``: the weight's groups where it is a matrix, None where
-    it is not. ``transpose``: the stored weight is (in, out). ``fold``: the bias may become one more input column. ``given``: see
-    :class:`~headwater.capture.blocks.Block`, as is ``indexed``."""
+    making once for all columns of a function; ``ones``: with a last input that is always 1, for a folded bias. ``groups``: the weight's
+    groups where it is a matrix, None where it is not. ``transpose``: the stored weight is (in, out). ``fold``: the bias may become one
+    more input column. ``given``: see :class:`~headwater.capture.blocks.Block`, as is ``indexed``."""
 
     emit: Emit
     prepare: Callable[[Any, Tensor, bool], Tensor] | None = None
