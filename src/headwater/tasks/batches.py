@@ -165,7 +165,7 @@ def _feed(example: Any, hasher: Any) -> None:
     if isinstance(example, Tensor):
         t = example.detach().cpu().contiguous()
         hasher.update(f"{t.dtype}{tuple(t.shape)}".encode())
-        hasher.update(t.view(torch.uint8).numpy().tobytes() if t.ndim and t.numel() else str(t.tolist()).encode())
+        hasher.update(t.view(torch.uint8).numpy() if t.ndim and t.numel() else str(t.tolist()).encode())
     elif isinstance(example, np.ndarray):
         numbers = example.dtype.kind in "biufc"
         _digest(_tensor(np.ascontiguousarray(example, dtype=example.dtype.newbyteorder("="))) if numbers else example.tolist(), hasher)

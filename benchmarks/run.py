@@ -1,0 +1,65 @@
+"""Headwater beside its peers on this machine, in one run: prints tables with ratios.
+
+    python benchmarks/run.py                               everything, peers where they are installed (make bench): about 40 minutes on two cores
+    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2
+    python benchmarks/run.py --tiny                        the same in miniature, to see that it works: its times mean nothing
+    python benchmarks/run.py --write                       put what is printed into benchmarks/RESULTS.md too, each part in its place
+
+Every contestant runs in a fresh process on one thread, in alternation, --repeats times; medians are shown. CPU seconds (user and
+system, of all threads and children) are what to compare on a machine that does other things at the same time. Peak memory is the
+largest resident set: of the whole process, and above the baseline after importing torch and the library and loading data and model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gpu_gpt2
+from speed import ekfac_mlp, graddot, scaling
+from speed.tables import machine
+
+PARTS: dict[str, Callable[[Path, bool, int], str]] = {
+    "ekfac_mlp": ekfac_mlp.measure,
+    "graddot": graddot.measure,
+    "scaling": scaling.measure,
+    "gpt2": gpu_gpt2.measure,
+}
+RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+MEANING = __doc__.split("\n\n")[-1].strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--place", type=Path, help="keep the contestants' files (weights, scores) here")
+    given = parser.parse_args()
+    unknown = [name for name in given.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    place = given.place or Path(tempfile.mkdtemp(prefix="headwater-bench-"))
+    for name in given.parts or PARTS:
+        text = f"{PARTS[name](place / name, given.tiny, given.repeats)}\n{machine()}; {given.repeats} runs{', in miniature' * given.tiny}.\n"
+        print(text, flush=True)
+        if given.write:
+            write(name, text)
+
+
+def write(name: str, text: str) -> None:
+    """Put a part between its marks in RESULTS.md, at the end where it is new."""
+    head = f"# How fast: measured\n\nWritten by `make bench ARGS=--write`. {MEANING}\n"
+    page = RESULTS.read_text() if RESULTS.exists() else head
+    marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    part = f"{marks[0]}\n{text}{marks[1]}\n"
+    known = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}\n", re.DOTALL)
+    RESULTS.write_text(known.sub(lambda _: part, page) if known.search(page) else f"{page}\n{part}")
+
+
+if __name__ == "__main__":
+    main()
