@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence_tables import render
+from evidence_tables import put, render
 from evidence_trainings import TABLE, Training, part
 
 import headwater as hw
@@ -43,7 +43,7 @@ def methods(training: Training, run: hw.Run, first: bool) -> dict[str, Any]:
     """What is compared, by name; a sweep counts as one. SOURCE in one segment only where ``first`` (it costs as much as with more)."""
     stages = len(training.phases)
     segments = (training.segments,) * stages
-    time = sum(stage_rate for stage_rate in effective_rates(run))
+    time = sum(effective_rates(run))
     found: dict[str, Any] = {
         "Grad-Dot": hw.GradDot(),
         "Grad-Cos": hw.GradCos(),
@@ -103,9 +103,7 @@ def judge(training: Training, place: Path, bank: hw.evaluate.Bank) -> dict[str, 
         scores, costs = gathered(place, names, numbers)
         scores.update(dampings(scores.pop("Influence"), time, judging, choosing, out[which]))
         out[which]["methods"] = {name: figures(values, judging) for name, values in scores.items()}
-        out[which]["paired"] = {
-            f"Source - {name}": difference(scores["Source"], scores[name], judging) for name in scores if name != "Source"
-        }
+        out[which]["paired"] = {f"Source - {name}": difference(scores["Source"], scores[name], judging) for name in scores if name != "Source"}
         if which == "single":
             out["costs"] = costs
     return out
@@ -125,7 +123,7 @@ def gathered(place: Path, names: dict[str, Any], numbers: Any) -> tuple[dict[str
             read = [read_scores(place, n, name) for n in numbers]
             means = [np.mean(found, axis=0) for found in zip(*(matrices for matrices, _ in read), strict=True)]
             scores[name] = means if len(means) > 1 else means[0]
-            costs[name] = read[0][1]["cost"]
+            costs[name] = {key: read[0][1]["cost"][key] for key in ("seconds", "example_gradients")}
     return scores, costs
 
 
@@ -188,7 +186,7 @@ def gather(training: Training, directory: Path, workers: int) -> dict[str, Any]:
 
 
 def tiny(training: Training) -> Training:
-    """Two epochs' worth of everything, one seed and two models."""
+    """One epoch a stage, two seeds and two models."""
     phases = tuple({**phase, "epochs": 1} for phase in training.phases)
     return replace(training, phases=phases, seeds=2, models=2)
 
@@ -201,15 +199,30 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
     parser.add_argument("--directory", type=Path, default=HERE.parent / "runs" / "evidence", help="where models and scores are kept")
     asked = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() and not asked.tiny else {}
+    results: dict[str, Any] = {} if asked.tiny else kept()
     for training in [] if asked.render else [t for t in TABLE if t.name in asked.only]:
         print(f"--- {training.name}: {training.about}", flush=True)
         small = tiny(training) if asked.tiny else training
-        results[training.name] = gather(small, asked.directory / "tiny" if asked.tiny else asked.directory, asked.workers)
+        found = gather(small, asked.directory / "tiny" if asked.tiny else asked.directory, asked.workers)
+        results = {**(results if asked.tiny else kept()), training.name: found}
         if not asked.tiny:
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(render(results) if asked.tiny else render(results, HERE.parent / "docs" / "evidence.md"))
+            write(results)
+    print(render(results))
+    if not asked.tiny:
+        put(HERE.parent / "docs" / "evidence.md", "figures", render(results))
+
+
+def kept() -> dict[str, Any]:
+    """The results so far, in the order of the table."""
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {t.name: held[t.name] for t in TABLE if t.name in held}
+
+
+def write(results: dict[str, Any]) -> None:
+    """Keep the results."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    ordered = {t.name: results[t.name] for t in TABLE if t.name in results}
+    RESULTS.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,24 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- figures: written by benchmarks/evidence.py -->", "<!-- end of figures -->"
 Results = dict[str, dict[str, Any]]
 
 
-def render(results: Results, page: Path | None = None) -> str:
-    """All tables; with a page, they replace what stands between its markers."""
-    text = "\n\n".join([claims(results), *(training(name, found) for name, found in results.items()), costs(results)])
-    if page is not None and page.exists():
-        before, _, rest = page.read_text().partition(BEGIN)
-        page.write_text(before + BEGIN + "\n\n" + text + "\n\n" + END + rest.partition(END)[2])
-    return text
+def render(results: Results) -> str:
+    """All tables of evidence.py."""
+    return "\n\n".join([claims(results), costs(results), *(training(name, found) for name, found in results.items())])
+
+
+def put(page: Path, part: str, text: str) -> None:
+    """Replace what stands between a page's markers ``<!-- part: ... -->`` and ``<!-- end of part -->``."""
+    before, begin, rest = page.read_text().partition(f"<!-- {part}: written by benchmarks/ -->")
+    _, end, after = rest.partition(f"<!-- end of {part} -->")
+    if begin and end:
+        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def claims(results: Results) -> str:
     """Source against the best swept Influence, training by training."""
     rows = []
     for name, found in results.items():
-        for which in ("single", "ensemble"):
+        for which in ("single", "ensemble")[: 1 if found["facts"]["models"] == 1 else 2]:
             one, models = found[which], 1 if which == "single" else found["facts"]["models"]
             best, chosen, plain = (one["paired"][f"Source - Influence, {d}"] for d in ("best damping", "chosen damping", "1/(ηT)"))
             rows.append([
@@ -42,11 +45,12 @@ def training(name: str, found: dict[str, Any]) -> str:
         mean = ensemble["methods"].get(method)
         paired = single["paired"].get(f"Source - {method}")
         rows.append([
-            method, with_interval(figures, "lds"), with_interval(mean, "lds") if mean else "", signed(paired) if paired else "",
+            method, with_interval(figures, "lds"), with_interval(mean, "lds") if mean and f["models"] > 1 else "", signed(paired) if paired else "",
             f"{figures['slope']:.2g}" if not method.startswith("Grad") else "",
             f"{cost['seconds']:.1f}", f"{cost['example_gradients']:,}",
         ])  # fmt: skip
-    head = ["method", "LDS, 1 model", f"LDS, mean of {f['models']} models", "Source − it, 1 model", "slope", "seconds", "example gradients"]
+    several = f"LDS, mean of {f['models']} models" if f["models"] > 1 else ""
+    head = ["method", "LDS, 1 model", several, "Source − it, 1 model", "slope", "seconds", "example gradients"]
     return f"### {name}\n\n{described(f)}\n\n{table(head, rows)}\n\n{swept(single, ensemble)}"
 
 
@@ -68,7 +72,8 @@ def described(f: dict[str, Any]) -> str:
 def swept(single: dict[str, Any], ensemble: dict[str, Any]) -> str:
     """The damping sweep: LDS at each multiple of 1/(eta T)."""
     head = ["damping × ηT", *(f"{x:g}" for x in single["sweep"]["factors"])]
-    rows = [[label, *(f"{x:.3f}" for x in found["sweep"]["lds"])] for label, found in (("1 model", single), ("mean of all", ensemble))]
+    both = (("1 model", single), ("mean of all", ensemble))[: 1 if single["sweep"] == ensemble["sweep"] else 2]
+    rows = [[label, *(f"{x:.3f}" for x in found["sweep"]["lds"])] for label, found in both]
     return table(head, rows)
 
 

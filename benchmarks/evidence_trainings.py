@@ -199,9 +199,9 @@ BRIEF, SHORT, STAGES, CONVERGED = "brief", "short", "two stages", "converged"
 ON, LONG, TWO = phase(8, 1e-2, 3e-5), phase(60, 3e-2, 1e-3, cosine=True), {"checkpoints": 4, "segments": 2}  # TWO: per stage
 SMALL, SMALL_LONG = phase(20, 1e-2, 1e-5, 32), phase(200, 1e-2, 1e-3, 32, cosine=True)
 TABLE = (
-    Training("mnist-mlp-short", SHORT, digits, MNIST_MLP, (ON,), 3, 1, "digits, not converged"),
-    Training("mnist-mlp-two-stage", STAGES, upright_then_turned, MNIST_MLP, (ON, ON), 2, 1, "upright digits, then others turned by 45°", **TWO),
-    Training("mnist-mlp-converged", CONVERGED, digits, MNIST_MLP, (LONG,), 2, 1, "digits, converged"),
+    Training("mnist-mlp-short", SHORT, digits, MNIST_MLP, (ON,), 3, 3, "digits, not converged"),
+    Training("mnist-mlp-two-stage", STAGES, upright_then_turned, MNIST_MLP, (ON, ON), 2, 3, "upright digits, then others turned by 45°", **TWO),
+    Training("mnist-mlp-converged", CONVERGED, digits, MNIST_MLP, (LONG,), 2, 3, "digits, converged"),
     Training("mnist-cnn-short", SHORT, digits, cnn, (ON,), 2, 1, "digits, not converged"),
     Training("mnist-cnn-two-stage", STAGES, wrong_then_right, cnn, (ON, ON), 2, 1, "digits of which 40 % have wrong labels, then others with right ones", **TWO),
     Training("mnist-cnn-converged", CONVERGED, digits, cnn, (LONG,), 2, 1, "digits, converged"),
