@@ -78,8 +78,8 @@ def swept(single: dict[str, Any], ensemble: dict[str, Any]) -> str:
 
 
 def costs(results: Results) -> str:
-    """Example gradients and seconds of each method relative to Influence."""
-    names = list(next(iter(results.values()))["costs"]) if results else []
+    """Seconds of each method on each training."""
+    names = dict.fromkeys(name for found in results.values() for name in found["costs"])
     rows = [[name, *(f"{found['costs'][name]['seconds']:.1f}" if name in found["costs"] else "" for found in results.values())] for name in names]
     return "### Seconds on one core, all queries, one model (a sweep of dampings counts as one)\n\n" + table(["method", *results], rows)
 
