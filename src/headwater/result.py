@@ -204,7 +204,7 @@ class TrainingScores:
         shown = range(min(self.queries, SHOWN))
         found = [report.attribution(asked.card(q), self.values[q], None if self.stderr is None else self.stderr[q], shelf, k) for q in shown]
         more = f"\n\nShown are the first {SHOWN} of {self.queries:,} queries." if self.queries > SHOWN else ""
-        sign = f"The sign: {SIGN}.\n\nThe unit: {UNITS.get(self.unit, self.unit)}."
+        sign = f"{SIGN.capitalize()}.\n\nUnit: {UNITS.get(self.unit, self.unit)}."
         doubt = "Scores are predictions. How far they can be trusted is measured by retraining: headwater.evaluate.lds."
         reading = report.Section("How to read the scores", f"{sign}\n\n{doubt}{more}")
         footer = [("method", self.method), *((key, str(value)) for key, value in self.provenance.items() if isinstance(value, str | int | float) and key != "method")]

@@ -86,7 +86,13 @@ class Study:
 
 
 def measure(size: Size, out: Path, telling: Teller) -> Study:
-    """Do all of it, or what of it is not in ``out`` yet."""
+    """Do all of it, or what of it is not in ``out`` yet. In one thread, so that every machine gets the same figures, whatever its number of cores,
+    and a busy one is not slowed by threads that wait for each other; retraining uses all cores, a process on each."""
+    with settled(SEED, threads=1):
+        return _measured(size, out, telling)
+
+
+def _measured(size: Size, out: Path, telling: Teller) -> Study:
     plan = experiment(size)
     _claim(out, plan)
     with telling("Training a small network and recording it"):
@@ -113,11 +119,9 @@ def _claim(out: Path, plan: Experiment) -> None:
 
 
 def _recorded(plan: Experiment, path: Path) -> Run:
-    """The recorded training; one thread, so that every machine gets the same weights whatever its number of cores."""
     if (path / "manifest.json").exists() and read_json(path / "manifest.json")["finished"]:
         return plan.open(path)
-    with settled(SEED, threads=1):
-        return plan.record(path, seed=SEED, overwrite=path.exists())
+    return plan.record(path, seed=SEED, overwrite=path.exists())
 
 
 def _kept(place: Path, name: str, run: Run, method: Method, data: Any, work: Callable[[], list[TrainingScores]]) -> list[TrainingScores]:
