@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SIGN = "positive: training on the example pushed the measurement up; removing it would lower it"
 UNITS = {
-    "measurement": "the measurement's own unit: removing the example is predicted to lower it by the score",
+    "measurement": "the measurement's own unit: removing the example is predicted to lower it by the score (hw.evaluate.slope: how far sizes hold)",
     "rank only": "no unit: scores rank training examples, their size means nothing",
     "cosine": "no unit: cosines between -1 and 1",
 }

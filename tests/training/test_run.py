@@ -281,6 +281,25 @@ def test_files_that_are_no_experiment_are_refused(file, tmp_path):
     assert hw.Experiment.load(tmp_path / "two.py", "other").name is None
 
 
+STAGED = FILE.replace("recorder.watch(model, optimizer, steps=12)", "recorder.watch(model, optimizer, steps=6, train=parts(train)['old'], stage='old')").replace(
+    "    for _ in range(12):",
+    "    for k in range(12):\n        if recorder and k == 6:\n            recorder.stage('new', train=parts(train)['new'], optimizer=optimizer, steps=6)",
+)
+STAGED = STAGED.replace("torch.randint(len(train[0]), (4,))", "torch.randint(5, (4,))").replace("fit, \"a line\")", "fit, \"a line\", parts)")
+STAGED = STAGED.replace("def build", "def parts(train):\n    return {'old': tuple(t[:5] for t in train), 'new': tuple(t[5:] for t in train)}\n\ndef build")
+
+
+def test_an_experiment_of_several_stages_says_what_each_is_trained_on(file, tmp_path):
+    file.write_text(STAGED)
+    experiment = hw.Experiment.load(file)
+    run = experiment.record(tmp_path / "run", checkpoints=2)
+    assert [(s.name, s.start, s.stop, s.columns) for s in run.stages] == [("old", 0, 6, range(5)), ("new", 6, 12, range(5, 10))]
+    scores = hw.trace(experiment.open(tmp_path / "run"), experiment.test, hw.Source(segments=2), progress=False)
+    assert scores.values.shape == (10, 10)
+    with pytest.raises(InputError, match="one for each stage"):
+        hw.Experiment(experiment.build, experiment.train, experiment.test, experiment.task, experiment.fit).open(tmp_path / "run")
+
+
 def test_settled_puts_everything_back():
     torch.manual_seed(1), np.random.seed(1)
     before, threads = (torch.get_rng_state(), np.random.get_state()[1].copy()), torch.get_num_threads()

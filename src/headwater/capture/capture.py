@@ -548,7 +548,7 @@ class Capture:
             self._settle_fallback(function, pair, truth)
             wrong = self._mismatches(function, pair, truth)
         if wrong:
-            self._send_to_fallback(set(wrong), "its rule does not reproduce autograd: the weight is also used outside its module")
+            self._send_to_fallback(set(wrong), "its rule does not reproduce autograd, as where the weight is also used outside its module")
             self._settle_fallback(function, pair, truth)
             wrong = self._mismatches(function, pair, truth)
         if wrong:

@@ -23,7 +23,7 @@ from headwater.errors import NotFinite
 from headwater.influence.engine import Engine
 from headwater.influence.methods import Row, Table, Weights
 from headwater.influence.queries import Asked
-from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, unwrap, vectors_of, wrap
+from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, through, vectors_of
 from headwater.tasks.batches import Batch
 
 Pass = tuple[int, Weights]
@@ -128,7 +128,7 @@ class QuerySide:
         u = self.carried[use.method] if row.query_at is None else query_gradients(self.engine, self.asked, row.query_at, self.rows)
         flow = self.engine.flow(row)
         if row.psi is not None and use.index > 0:
-            self.carried[use.method] = wrap(flow.carry(row.psi)(unwrap(u)))
+            self.carried[use.method] = through(flow.carry(row.psi), u)
         return respond(flow, row.phi, u, self.tolerance)
 
 

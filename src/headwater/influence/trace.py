@@ -265,7 +265,7 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
 
 
 def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
-    """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and one being made. A layer
+    """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and the raw ones. A layer
     applied once per example keeps factors, its own and those in the eigenbasis, where nothing has carried the query yet."""
     probe = to(asked.examples[0].batch(range(1)), engine.run.device)
     gradients = engine.capture.gradients(asked.measure, probe)
@@ -277,9 +277,9 @@ def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
     loads = [
         sum(light if use.index == last[use.method] or use.row.psi is None else sum(whole.values()) for use in uses) for uses in passes(tables, engine).values()
     ]
-    carried = sum(sum(whole.values()) if any(row.psi is not None for row in table.rows[1:]) else 0 for table in tables)
-    making = 3 * max((size for n, size in whole.items() if carried or n not in factored), default=0)  # to the basis, through phi, and back
-    return number * (max(loads) + carried + light + making)
+    # while a query is carried, it is there before and after: twice, unless it was still raw
+    carried = sum(whole.values()) * sum(min(2, sum(row.psi is not None for row in table.rows[1:])) for table in tables)
+    return number * (max(loads) + carried + light)
 
 
 class _progress:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +35,8 @@ class Side(Protocol):
 
     def finite(self) -> bool: ...
 
+    def __len__(self) -> int: ...
+
 
 Queries = dict[str, Any]
 """One :class:`Side` for each block."""
@@ -42,6 +45,9 @@ Queries = dict[str, Any]
 @dataclass(frozen=True)
 class Whole:
     values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def dot(self, gradient: BlockGradient) -> Tensor:
         return gradient.dot(self.values)
@@ -73,6 +79,9 @@ class Factored:
 
     out: Tensor
     inner: Tensor
+
+    def __len__(self) -> int:
+        return len(self.out)
 
     def dot(self, gradient: BlockGradient) -> Tensor:
         g, a = factors(gradient)
@@ -107,6 +116,9 @@ class Seen:
 
     response: Split | Grid
     turned: Turned
+
+    def __len__(self) -> int:
+        return self.turned[0].shape[1]
 
     def dot(self, gradient: BlockGradient) -> Tensor:
         return self.response.dots(self.turned, self.response.turn(*factors(gradient)))
@@ -149,12 +161,19 @@ def vectors_of(gradient: BlockGradient, factored: bool) -> Side:
     return Whole(gradient.dense())
 
 
-def unwrap(queries: Queries) -> Vectors:
-    return {name: side.whole() for name, side in queries.items()}
-
-
-def wrap(vectors: Vectors) -> Queries:
-    return {name: Whole(v) for name, v in vectors.items()}
+def through(apply: Callable[[Vectors], Vectors], queries: Queries) -> Queries:
+    """A map of whole vectors applied to queries, a few at once: they are formed for it, and what it makes on the way stays small."""
+    if not queries:
+        return {}
+    sizes = {n: side.part(slice(0, 1)).whole() for n, side in queries.items()}
+    out = {n: one.new_empty(len(queries[n]), *one.shape[1:]) for n, one in sizes.items()}
+    count = max(len(side) for side in queries.values())
+    step = max(1, (2**21 if next(iter(out.values())).device.type == "cpu" else 2**28) // max(1, sum(one.numel() for one in sizes.values())))
+    for i in range(0, count, step):
+        rows = slice(i, i + step)
+        for name, v in apply({n: side.part(rows).whole() for n, side in queries.items()}).items():
+            out[name][rows] = v
+    return {n: Whole(v) for n, v in out.items()}
 
 
 def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Queries:
@@ -164,8 +183,7 @@ def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Que
         response = _on_factors(flow, name, phi, tolerance) if isinstance(side, Factored) else None
         if response is not None:
             out[name] = Seen(response, response.turn(side.out, side.inner))
-    rest = {n: side.whole() for n, side in queries.items() if n not in out}
-    whole = wrap(flow.respond(phi)(rest)) if rest else {}
+    whole = through(flow.respond(phi), {n: side for n, side in queries.items() if n not in out})
     return {name: out.get(name) or whole[name] for name in queries}
 
 

@@ -37,6 +37,8 @@ class Experiment:
         fit: ``(model, train, seed, recorder=None) -> model``: your own training. Where a recorder is given, call
             ``recorder.watch(model, optimizer)`` before the first step and ``recorder.step(indices)`` after each.
         name: for reports.
+        stages: where ``fit`` records several stages, ``(train) -> {stage: its dataset}``, in the order of training; a dataset, or a
+            pair (dataset, task) where the stage has a task of its own.
 
     >>> import torch
     >>> def fit(model, train, seed, recorder=None):
@@ -61,6 +63,7 @@ class Experiment:
     task: Task
     fit: Callable[..., Any]
     name: str | None = None
+    stages: Callable[[Any], dict[str, Any]] | None = None
 
     def record(self, path: str | Path, *, seed: int = 0, checkpoints: int = 6, overwrite: bool = False) -> Run:
         """Train once on everything, with ``seed``, recorded in the directory ``path``. Raises RunError where one is there already."""
@@ -74,7 +77,11 @@ class Experiment:
 
     def open(self, path: str | Path, *, device: torch.device | str | None = None) -> Run:
         """The run that :meth:`record` left at ``path``."""
-        return Run.open(path, build=self.build, train=self.train, task=self.task, device=device)
+        if self.stages is None:
+            return Run.open(path, build=self.build, train=self.train, task=self.task, device=device)
+        parts = {name: held if _with_task(held) else (held, self.task) for name, held in self.stages(self.train).items()}
+        train, task = ({name: pair[k] for name, pair in parts.items()} for k in (0, 1))
+        return Run.open(path, build=self.build, train=train, task=task, device=device)
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None) -> Experiment:
@@ -102,6 +109,10 @@ class Experiment:
         functions = (self.build, self.fit)
         files = {sys.modules[m].__file__ for m in (getattr(f, "__module__", "") or "" for f in functions) if m.startswith(_PREFIX)}
         return _revive, (sorted(str(f) for f in files), content)
+
+
+def _with_task(held: Any) -> bool:
+    return isinstance(held, tuple) and len(held) == 2 and isinstance(held[1], Task)
 
 
 def _revive(files: list[str], content: bytes) -> Experiment:

@@ -74,10 +74,12 @@ class Recorder:
         if model is not None:
             self.watch(model, optimizer)
 
-    def watch(self, model: nn.Module, optimizer: Any, *, steps: int | None = None, train: Any = None, task: Task | None = None) -> Self:
+    def watch(
+        self, model: nn.Module, optimizer: Any, *, steps: int | None = None, train: Any = None, task: Task | None = None, stage: str | None = None
+    ) -> Self:
         """Name the model and the optimizer where they were not known when the recorder was made; also, if they differ from what was said
-        then, the number of steps, the data and the task of the first stage."""
-        given = {"steps": steps, "train": train, "task": task}
+        then, the number of steps, the data, the task and the name of the first stage."""
+        given = {"steps": steps, "train": train, "task": task, "name": stage}
         return self._begin(model, optimizer, **{**self._first, **{k: v for k, v in given.items() if v is not None}})
 
     def stage(

@@ -70,7 +70,7 @@ class Run:
         Args:
             path: the directory.
             build: ``() -> model`` of the recorded architecture; its weights do not matter.
-            train: the dataset it was trained on; of several stages a mapping by their names, or a sequence in their order.
+            train: the dataset it was trained on; of several stages a mapping by their names.
             task: the task; of several stages likewise, or one for all.
             device: where to put the model; default: where ``build`` puts it.
 
@@ -295,8 +295,6 @@ def _spread(given: Any, facts: list[dict[str, Any]], what: str, kind: type) -> l
         return [given[name] for name in names]
     if len(names) == 1 or isinstance(given, kind):
         return [given] * len(names)
-    if isinstance(given, list | tuple) and len(given) == len(names):
-        return list(given)
     raise InputError(f"one {what} for a run of {len(names)} stages", f"one for each stage: {names}", f"pass {what}={{{names[0]!r}: ..., {names[1]!r}: ...}}")
 
 
