@@ -16,9 +16,9 @@ WIDTHS = [784, 128, 64, 10]
 
 
 def measure(place: Path, tiny: bool, repeats: int) -> str:
-    sizes = [60, 120, 240] if tiny else [1000, 2000, 4000, 8000, 16000]
+    sizes = [60, 120] if tiny else [1000, 2000, 4000, 8000, 16000]
     several = [1, 2] if tiny else [1, 2, 4, 6]
-    asked = [2, 4, 8] if tiny else [50, 100, 200, 400, 800]
+    asked = [2, 4] if tiny else [50, 100, 200, 400, 800]
     base, few = (60, 4) if tiny else (4000, 100)
     parts = [
         curve(place, "training examples", sizes, repeats, lambda k: (k, few, 1), f"Influence with EK-FAC, {few} queries"),
