@@ -111,6 +111,21 @@ def test_dense_influence_equals_the_formula(run):
         assert close(values(run, method=hw.Influence(damping=damping, curvature=hw.Dense())), truth, 1e-8)
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_tracin_equals_the_formula_for_every_optimizer(kind, tmp_path):
+    """Summed rates of each parameter, times Adam's preconditioner at that checkpoint, times the product of gradients there."""
+    run = record(tmp_path / "run", OPTIMIZERS[kind])
+    brute, truth, start = Brute(run), 0.0, 0
+    for step in run.checkpoints[1:]:
+        state, rates, group = run.weights(step), run.rates(start, step), run.stages[0].optimizer.groups
+        p = brute.each(rates)
+        if run.stages[0].optimizer.kind == "adam":
+            p = p / (np.sqrt(brute.flat(run.second_moments(step))) + brute.each({n: g.eps for g in group for n in g.names}) + (p == 0))
+        u, g = brute.gradients(TASK.measure, state, ASKED), brute.gradients(TASK.loss, state, TRAIN)
+        truth, start = truth - (u * p) @ g.T / len(TRAIN[0]), step
+    assert close(values(run, method=hw.TracIn()), truth, 1e-8)
+
+
 def test_ekfac_adam_is_the_harmonic_projection(tmp_path):
     """``p = 1 / diag(Q^T P^-1 Q)`` in EK-FAC's own basis, block by block, with explicit Kronecker products."""
     run = record(tmp_path / "run", OPTIMIZERS["Adam, L2"])

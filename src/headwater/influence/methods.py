@@ -104,7 +104,8 @@ class GradCos:
 class TracIn:
     """Inner products along training (Pruthi et al. 2020, arXiv 2002.08484): over the run's checkpoints c,
     ``-sum_c t_c <grad measure(c), grad loss(c)> / N`` with t_c the learning rate summed over the steps that c stands for. In the
-    measurement's unit to first order in training time: it ignores that later training undoes part of a change.
+    measurement's unit to first order in training time: it ignores that later training undoes part of a change. For Adam and AdamW the
+    product is taken through ``P = 1/(sqrt(v) + eps)``, by which their steps differ from the gradient.
 
     >>> TracIn()
     TracIn()
@@ -115,8 +116,8 @@ class TracIn:
         for stage in run.stages:
             start = stage.start
             for step in [c for c in run.checkpoints if stage.start < c <= stage.stop]:
-                time = total_rate(run, Pace(start, step))
-                rows.append(Row(stage.index, ((step,),), Constant(time), query_at=(step,), pace=Pace(start, step)))
+                pace = Pace(start, step, (step,) if stage.optimizer.kind != "sgd" else ())
+                rows.append(Row(stage.index, ((step,),), Constant(total_rate(run, pace)), query_at=(step,), pace=pace))
                 start = step
         return Table(repr(self), tuple(rows), MEASUREMENT)
 
