@@ -111,7 +111,7 @@ def test_a_kill_loses_at_most_a_moment(run, tmp_path):
             file.unlink()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(run.path)], env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not files(run, "jobs") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
@@ -213,6 +213,15 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, monkeypatch):
     monkeypatch.setattr(Tight, "room", 6)
     for method, tight, plain in zip(METHODS, values(run, method=METHODS, batch_size=32), roomy, strict=True):
         assert close(tight, plain, 1e-10), method
+
+
+@pytest.mark.parametrize("factored", [[True, False, False], [False, True, False]])
+def test_a_layer_that_goes_to_the_fallback_between_two_batches_of_queries(run, monkeypatch, factored):
+    """Some queries are then held as factors and others whole."""
+    plain, made, forms = values(run, method=METHODS), scoring.vectors_of, iter(factored * 1000)
+    monkeypatch.setattr(scoring, "vectors_of", lambda gradient, factored: made(gradient, factored and next(forms)))
+    for method, mixed, expected in zip(METHODS, values(run, method=METHODS, batch_size=2), plain, strict=True):
+        assert close(mixed, expected, 1e-10), method
 
 
 def test_a_single_example_that_does_not_fit_is_the_error_it_is(tmp_path, monkeypatch):
