@@ -1,6 +1,6 @@
 """How far can training attribution be trusted? Measured by retraining, for every method and three kinds of training.
 
-    python benchmarks/evidence.py                               all of it: about 45 minutes on two cores; an interrupted run continues
+    python benchmarks/evidence.py                               all of it: an hour or more on two cores; an interrupted run continues
     python benchmarks/evidence.py --only mnist-mlp-short ...    some of the trainings
     python benchmarks/evidence.py --tiny                        the same in miniature, to see that it works
     python benchmarks/evidence.py --render                      only write the tables again
