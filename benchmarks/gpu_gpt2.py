@@ -43,8 +43,9 @@ def measure(place: Path, tiny: bool, repeats: int, amp: bool = False) -> str:
         rows.append([label, *(f"{median(r.get(key, 0.0) for r in results[side]):,.1f}" for side in sides), ""])
     same = ", ".join(agreement(*(np.load(place / f"scores-{side}.npy") for side in sides))) if len(sides) > 1 else "kronfluence is not installed"
     head = ["tokens/s", "Headwater", "kronfluence", "ratio"] if len(sides) > 1 else ["tokens/s", "Headwater", "ratio"]
+    note = " In miniature: it works, and its times mean nothing."
     return (
-        f"### GPT-2 shape\n\n{shape}; {'bfloat16 autocast' if amp else 'float32 with TF32'}; on {device_name()}.{' In miniature: it works, and its times mean nothing.' * tiny}\n\n{table(head, rows)}\n\n"
+        f"### GPT-2 shape\n\n{shape}; {'bfloat16 autocast' if amp else 'float32 with TF32'}; on {device_name()}.{note * tiny}\n\n{table(head, rows)}\n\n"
         f"Scores against kronfluence's (largest difference / largest score, rms / rms, lowest Spearman of a query): {same}.\n"
     )
 
