@@ -29,6 +29,8 @@ _WAYS_OUT = {
     errno.EDQUOT: "your disk quota is used up: free some space, then make the same call again: it continues",
     errno.EROFS: "the file system is read-only: give a directory that can be written",
     errno.EACCES: "you may not write there: give a directory that can be written",
+    errno.EEXIST: "a file stands where a directory belongs: give another path",
+    errno.ENOTDIR: "a file stands where a directory belongs: give another path",
 }
 
 
