@@ -116,7 +116,7 @@ def test_what_the_disk_refuses_is_one_clear_error_and_leaves_the_old_entry(store
 
 def test_a_place_that_cannot_be_a_folder_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("here I am")
-    with pytest.raises(StorageError, match="could not be written.*\n.*\n.*give another path"):
+    with pytest.raises(StorageError, match=r"could not be written.*\n.*\n.*give another path"):
         Store(tmp_path / "file").write("x", {"a": torch.zeros(1)})
 
 
