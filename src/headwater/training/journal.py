@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from headwater.errors import RunError
 from headwater.store import Log, disk, write_json, write_tensors
-from headwater.training.optimizers import MOMENT
+from headwater.tasks import Examples, Task, fingerprint
+from headwater.training.optimizers import MOMENT, OptimizerRecord
 
 SCHEMA = 1
 STEPS = np.dtype(
@@ -107,3 +108,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             first[name] = tensor.detach()
     return first
+
+
+def stage_facts(name: str, start: int, task: Task, examples: Examples, record: OptimizerRecord, reduction: str) -> dict[str, Any]:
+    """What the manifest says of a stage."""
+    return {
+        "name": name,
+        "start": start,
+        "stop": start,
+        "task": task.describe(),
+        "data": {"examples": len(examples), "fingerprint": fingerprint(examples)},
+        "optimizer": record.to_json(),
+        "reduction": reduction,
+    }

@@ -13,9 +13,8 @@ from torch import nn
 
 from headwater.errors import DamagedFile, InputError, MissingCheckpoint, ModelMismatch
 from headwater.tasks import Examples, Task
-from headwater.training.journal import STEPS, Journal, state_of
+from headwater.training.journal import STEPS, Journal, stage_facts, state_of
 from headwater.training.optimizers import ADAM, OptimizerRecord, describe, second_moments, unwrapped
-from headwater.training.recorder import stage_facts
 
 Rates = Callable[[int], float] | Sequence[float] | None
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from headwater.errors import HeadwaterError, InputError, RunError, TaskError
-from headwater.tasks import Examples, Task, fingerprint
+from headwater.tasks import Examples, Task
 from headwater.tasks.batches import to
 from headwater.tasks.task import per_example
-from headwater.training.journal import STEPS, Journal
+from headwater.training.journal import STEPS, Journal, stage_facts
 from headwater.training.optimizers import OptimizerRecord, describe, second_moments, unwrapped
 from headwater.training.places import Places
 from headwater.training.run import Run, stages_of
@@ -243,19 +243,6 @@ def check_task(model: nn.Module, task: Task, examples: Examples) -> None:
     finally:
         for module, training in mode.items():
             module.training = training
-
-
-def stage_facts(name: str, start: int, task: Task, examples: Examples, record: OptimizerRecord, reduction: str) -> dict[str, Any]:
-    """What the manifest says of a stage."""
-    return {
-        "name": name,
-        "start": start,
-        "stop": start,
-        "task": task.describe(),
-        "data": {"examples": len(examples), "fingerprint": fingerprint(examples)},
-        "optimizer": record.to_json(),
-        "reduction": reduction,
-    }
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from headwater.store import Store, read_json, read_log, read_tensors
 from headwater.tasks import Examples, Task, fingerprint
 from headwater.training.journal import SCHEMA, checkpoint_file, state_of
 from headwater.training.optimizers import ADAM, MOMENT, Group, OptimizerRecord
+from headwater.training.rebuild import write_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +129,6 @@ class Run:
         Raises:
             ModelMismatch: a state dict that does not fit. InputError: a schedule of the wrong length, Adam without states.
         """
-        from headwater.training.rebuild import write_run  # it writes what this module reads
-
         write_run(path, checkpoints, build, train, task, optimizer, rates, batch_size, states or {}, reduction, overwrite)
         return cls.open(path, build=build, train=train, task=task, device=device)
 
