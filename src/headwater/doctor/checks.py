@@ -100,6 +100,7 @@ def examine(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
 
 def machine() -> str:
     """Versions, device and threads: what a report of a defect needs to say."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("headwater", "torch", "numpy", "safetensors"))
+    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "safetensors"))
+    versions = f"headwater {metadata.version('headwater')}, torch {torch.__version__}, {others}"  # torch's own word names the build
     device = f"CUDA {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU only"
     return f"Python {platform.python_version()} on {platform.platform()}; {versions}; {device}; {torch.get_num_threads()} threads"
