@@ -313,3 +313,48 @@ def test_the_users_model_and_chance_are_left_alone(run, tmp_path):
     values(own, method=hw.Source(segments=1))
     assert torch.rand(1) == expected and model.training
     assert all(torch.equal(p, before[n]) and p.grad is None and p.requires_grad for n, p in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------------ what a name must tell apart
+
+
+def custom(power, scale=1.0):
+    """A task of plain functions: everything that tells two of them apart is in their code and what it captures."""
+    direction = torch.full((3,), scale, dtype=torch.float64)
+    return hw.tasks.Task(
+        loss=lambda m, b: TASK.loss(m, b) ** power,
+        measure=lambda m, b: m(b[0]) @ direction,
+        sample=lambda m, b, draws: (b[0], draws.categorical(m(b[0]))),
+    )
+
+
+def test_a_changed_loss_never_meets_the_curvature_of_the_old_one(tmp_path):
+    first = hw.Run.from_checkpoints(tmp_path / "r", {30: build().state_dict()}, build=build, train=TRAIN, task=custom(1), optimizer=sgd())
+    method = hw.Influence(damping=0.1)
+    values(first, method=method)
+    changed = hw.Run.open(tmp_path / "r", build=build, train=TRAIN, task=custom(2))
+    found = values(changed, method=method)
+    for file in (tmp_path / "r" / "factors").glob("*"):
+        file.unlink()
+    assert np.array_equal(found, values(changed, method=method))
+
+
+def test_measures_that_differ_in_what_they_capture_do_not_share_saved_work(run, monkeypatch):
+    names, opened = set(), Job.__init__
+
+    def noted(self, store, key, *rest):
+        names.add(key)
+        opened(self, store, key, *rest)
+
+    def toward(vector):
+        return lambda m, b: m(b[0]) @ vector
+
+    monkeypatch.setattr(Job, "__init__", noted)
+    measures = [toward(torch.tensor(v, dtype=torch.float64)) for v in ([1.0, 0, 0], [0, 1.0, 0])]
+    measures += [lambda m, b: m(b[0])[:, 0], lambda m, b: m(b[0])[:, 1], custom(1).measure, custom(1, 2.0).measure]
+    for measure in measures:
+        values(run, measure=measure)
+        hw.self_influence(run, hw.GradDot(), measure=measure, progress=False)
+    assert len(names) == 2 * len(measures)
+    values(run, measure=toward(torch.tensor([1.0, 0, 0], dtype=torch.float64)))
+    assert len(names) == 2 * len(measures)  # the same question again has the same name

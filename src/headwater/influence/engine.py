@@ -21,6 +21,7 @@ from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
 from headwater.linalg import Diagonal
 from headwater.store import content_hash
 from headwater.tasks.batches import Batch, to
+from headwater.tasks.code import task_identity
 from headwater.training import Run
 
 CACHE = 2**30  # bytes of checkpoints kept in memory
@@ -107,7 +108,7 @@ class Engine:
 
     def _key(self, fit: Fit) -> str:
         at = [[stage, [self.run.weights_hash(step) for step in weights]] for stage, weights in fit.at]
-        data = [[s.fingerprint, s.task.describe()] for s in self.run.stages]
+        data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         layout = [[n, list(b.shape), list(b.parameters)] for n, b in self.capture.blocks.items()]
         return content_hash("factors-1", at, data, layout, repr(fit.estimate), type(fit.estimate).__module__)
 

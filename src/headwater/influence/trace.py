@@ -23,6 +23,7 @@ from headwater.result import TrainingScores
 from headwater.store import content_hash
 from headwater.tasks import Measure, fingerprint
 from headwater.tasks.batches import to
+from headwater.tasks.code import code_digest, task_identity
 from headwater.training import Run
 
 BUDGET = 2**30  # bytes for the query side of one chunk, when nothing else is said: a second chunk costs every pass again
@@ -110,7 +111,7 @@ def trace(
     work = passes(tables, engine)
     plan = _plan(engine, tables, asked, memory)
     # the place in the job depends on chunks and batches: they are part of its name
-    questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], _name(asked.measure)
+    questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
     key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, tolerance)
     tolerance = _tolerance(engine, tolerance)
     job = Job(run.store, key, [(asked.count, run.size)] * len(tables), _dtype(engine))
@@ -162,7 +163,7 @@ def self_influence(
     work = passes(tables, engine)
     asked = [ask(stage.data, stage.task, measure) for stage in run.stages]
     plan = _plan(engine, tables, asked[-1], memory, paired=True)
-    key = content_hash("self-1", _identity(run, tables, engine), _name(asked[-1].measure), plan.chunk, tolerance)
+    key = content_hash("self-1", _identity(run, tables, engine), [code_digest(a.measure, held=True) for a in asked], plan.chunk, tolerance)
     tolerance = _tolerance(engine, tolerance)
     job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
     chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]
@@ -210,14 +211,10 @@ def _tables(run: Run, method: Any) -> tuple[list[Table], bool]:
     return [m.plan(run) for m in methods], many
 
 
-def _name(measure: Any) -> str:
-    return f"{getattr(measure, '__module__', '')}.{getattr(measure, '__qualname__', repr(measure))}"
-
-
 def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
     """What the scores depend on besides the queries."""
     weights = sorted({step for table in tables for row in table.rows for w in row.at for step in w} | {run.checkpoints[-1]})
-    data = [[s.fingerprint, s.task.describe()] for s in run.stages]
+    data = [[s.fingerprint, task_identity(s.task)] for s in run.stages]
     return [[run.weights_hash(step) for step in weights], list(map(repr, tables)), data, engine.batch_size]
 
 

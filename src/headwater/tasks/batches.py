@@ -201,7 +201,7 @@ def fingerprint(data: Any) -> str:
         return hasher.hexdigest()
     with _randomness_restored():
         for i in np.linspace(0, len(examples) - 1, min(len(examples), _REREAD)).astype(int):
-            if _hash_of(examples[int(i)]) != _hash_of(examples[int(i)]):
+            if hash_of(examples[int(i)]) != hash_of(examples[int(i)]):
                 return f"unstable-{len(examples)}"
         count = min(len(examples), _LIMIT)
         hasher.update(f"{len(examples)} ".encode())
@@ -222,7 +222,7 @@ def _randomness_restored() -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _hash_of(example: Any) -> str:
+def hash_of(example: Any) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     _digest(example, hasher)
     return hasher.hexdigest()

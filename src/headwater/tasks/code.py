@@ -1,0 +1,111 @@
+"""What a function of the user's does, as a short hash: so that saved work is never taken for another function's."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from headwater.tasks.batches import hash_of
+
+
+def code_digest(function: Any, held: bool = False) -> str:
+    """A short hash of what a function does.
+
+    It covers the code without comments and docstrings, the plain constants it reads from its module and its closure, its defaults and
+    bound arguments, what the object it is a method of holds, and the functions of the same module that it calls; with ``held`` also
+    the tensors, arrays and weights among all these. It cannot see further, say into a library of yours.
+
+    >>> code_digest(lambda x: x + 1) == code_digest(lambda x: x + 2)
+    False
+    """
+    return hashlib.blake2b("\n".join(_traits(function, set(), held)).encode(), digest_size=8).hexdigest()
+
+
+def task_identity(task: Any) -> list[Any]:
+    """What gradients and curvature under a task depend on: its settings, and the code and contents of its loss and of its pseudo-losses."""
+    return [task.describe(), *(code_digest(function, held=True) for function in (task.loss, task.sampled, task.exact))]
+
+
+def _traits(function: Any, seen: set[int], held: bool) -> Iterator[str]:
+    if isinstance(function, functools.partial):
+        yield f"partial {_plain(function.args, held)} {_plain(function.keywords, held)}"
+        yield from _traits(function.func, seen, held)
+        return
+    if inspect.ismethod(function):
+        yield from _fields(function.__self__, seen, held)
+        function = function.__func__
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    yield _source(function)
+    if inspect.isfunction(function):
+        yield from _surroundings(function, seen, held)
+    elif not inspect.isclass(function) and hasattr(function, "__dict__"):
+        yield from _fields(function, seen, held)
+        yield from _traits(type(function).__call__, seen, held)
+
+
+def _fields(holder: Any, seen: set[int], held: bool) -> Iterator[str]:
+    """What an object holds: its plain values, and the functions among them (a task of plain functions is one)."""
+    fields = vars(holder) if hasattr(holder, "__dict__") else {}
+    yield from _plain(fields, held)
+    for name, value in fields.items():
+        if inspect.isfunction(value):
+            yield name
+            yield from _traits(value, seen, held)
+
+
+def _surroundings(function: Any, seen: set[int], held: bool) -> Iterator[str]:
+    """Constants and functions that a function reads from its module and its closure, and its defaults."""
+    reads = inspect.getclosurevars(function)
+    for name, value in sorted({**reads.globals, **reads.nonlocals}.items()):
+        yield from (f"{name}={text}" for text in _plain(value, held))
+        if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == function.__module__:
+            yield from _traits(value, seen, held)
+    yield from _plain((function.__defaults__, function.__kwdefaults__), held)
+
+
+def _plain(value: Any, held: bool = False) -> list[str]:
+    """``[repr(value)]`` where it is made of numbers, strings and the like, with ``held`` a hash of tensors, arrays and weights; else
+    nothing (an address in a repr would change every time)."""
+    if isinstance(value, tuple | list):
+        return [text for item in value for text in _plain(item, held)]
+    if isinstance(value, dict):
+        return [f"{key}={text}" for key, item in value.items() for text in _plain(item, held)]
+    if held and isinstance(value, nn.Module):
+        return _plain(dict(value.state_dict()), held)
+    if held and isinstance(value, Tensor | np.ndarray):
+        return [hash_of(value)]
+    return [repr(value)] if isinstance(value, str | int | float | bool | type(None)) else []
+
+
+def _source(function: Any) -> str:
+    """The code without comments, layout and docstrings; compiled where its source is not to be had, or does not tell it from its
+    neighbours (several lambdas on a line)."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    if getattr(function, "__name__", "") == "<lambda>" and code is not None:
+        return _compiled(code)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # built in, or typed in
+        return f"{name} {_compiled(code)}" if code is not None else name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _compiled(code: CodeType) -> str:
+    """Instructions, constants and names of compiled code, and of the code within it."""
+    inner = "".join(_compiled(c) for c in code.co_consts if isinstance(c, CodeType))
+    return f"{code.co_code.hex()} {_plain(code.co_consts)} {code.co_names} {inner}"
