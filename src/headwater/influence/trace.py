@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -107,7 +108,6 @@ def trace(
     asked = ask(queries, run.stages[-1].task, measure)
     engine.load((run.checkpoints[-1],))
     check(asked, engine.model, run.stages[-1].data, run.device)
-    started = time.perf_counter()
     work = passes(tables, engine)
     plan = _plan(engine, tables, asked, memory)
     # the place in the job depends on chunks and batches: they are part of its name
@@ -131,11 +131,7 @@ def trace(
                 side.release(uses)
             job.reach(c + 1, 0, 0)
 
-    with _progress(engine, plan, tables, progress, job):
-        guarded(job, go)
-    job.finish()
-    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
-    results = [_result(run, table, scores, asked.names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
+    results = _carried_out(engine, tables, plan, job, go, progress, asked.names)
     return results if many else results[0]
 
 
@@ -159,7 +155,6 @@ def self_influence(
     """
     tables, many = _tables(run, method)
     engine = Engine.of(run, batch_size)
-    started = time.perf_counter()
     work = passes(tables, engine)
     asked = [ask(stage.data, stage.task, measure) for stage in run.stages]
     plan = _plan(engine, tables, asked[-1], memory, paired=True)
@@ -184,12 +179,20 @@ def self_influence(
                 job.add(method_index, slice(0, 1), stage.columns.start + ids, block)
             job.reach(c + 1, 0, 0)
 
-    with _progress(engine, plan, tables, progress, job):
-        guarded(job, go)
+    results = _carried_out(engine, tables, plan, job, go, progress, ("self",))
+    return results if many else results[0]
+
+
+def _carried_out(
+    engine: Engine, tables: list[Table], plan: Plan, job: Job, work: Callable[[], None], show: bool, names: tuple[str, ...] | None
+) -> list[TrainingScores]:
+    """Do the work under a plan and a bar, keep what was computed whatever stops it, and hand out the scores with what they cost."""
+    started = time.perf_counter()
+    with _progress(engine, plan, show, job):
+        guarded(job, work)
     job.finish()
     cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
-    results = [_result(run, table, scores, ("self",), cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
-    return results if many else results[0]
+    return [_result(table, scores, names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
 
 
 def _diagonal(engine: Engine, where: Any, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
@@ -282,7 +285,7 @@ def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
 class _progress:
     """The plan, then a bar over example gradients, on stderr; nothing at all with progress=False."""
 
-    def __init__(self, engine: Engine, plan: Plan, tables: list[Table], show: bool, job: Job) -> None:
+    def __init__(self, engine: Engine, plan: Plan, show: bool, job: Job) -> None:
         self.engine, self.plan, self.show, self.job = engine, plan, show, job
 
     def __enter__(self) -> None:
@@ -300,7 +303,8 @@ class _progress:
         self.engine.advance = lambda n: None
 
 
-def _result(run: Run, table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, cost: dict[str, Any], engine: Engine) -> TrainingScores:
+def _result(table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, cost: dict[str, Any], engine: Engine) -> TrainingScores:
+    run = engine.run
     provenance = {
         "run": str(run.path),
         "method": table.name,
