@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +17,24 @@ from headwater.training import Experiment, Run
 EXAMPLES, STEPS = 60, 12
 
 
+@dataclass
+class Meter:
+    """Counts calls, and stops them, as by Ctrl-C, after ``left``; None: never. Apart from the task, whose own values name saved work."""
+
+    asked: int = 0
+    left: int | None = None
+
+
 class Interrupted(Classification):
-    """A classification whose loss is stopped, as by Ctrl-C, when it has been asked for so many more times. ``left=None``: never."""
+    """A classification whose loss is counted, and stopped, by its meter."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left: int | None = None
-        self.asked = 0
+        self.meter = Meter()
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        self.asked += 1
-        if self.left is not None and self.asked > self.left:
+        self.meter.asked += 1
+        if self.meter.left is not None and self.meter.asked > self.meter.left:
             raise KeyboardInterrupt
         return super().loss(model, batch)
 
@@ -58,12 +66,12 @@ def difference() -> float:
     with tempfile.TemporaryDirectory(prefix="headwater-doctor-") as place:
         whole, asked = _trace(plan.record(f"{place}/one"), task)
         run = plan.record(f"{place}/two")
-        task.asked, task.left = 0, asked - 3
+        task.meter.asked, task.meter.left = 0, asked - 3
         try:
             trace(run, run.stages[0].data, Source(), batch_size=10, progress=False)
             raise HeadwaterError("a trace that could not be interrupted", "one that stops", "report this")
         except KeyboardInterrupt:
-            task.left = None
+            task.meter.left = None
         again, repeated = _trace(run, task)
     if repeated >= asked:
         raise HeadwaterError("an interrupted trace that began anew", "one that resumes", "report this")
@@ -72,5 +80,5 @@ def difference() -> float:
 
 def _trace(run: Run, task: Interrupted) -> tuple[Tensor, int]:
     """The scores, and how often the loss was asked for."""
-    task.asked = 0
-    return torch.from_numpy(trace(run, run.stages[0].data, Source(), batch_size=10, progress=False).values), task.asked
+    task.meter.asked = 0
+    return torch.from_numpy(trace(run, run.stages[0].data, Source(), batch_size=10, progress=False).values), task.meter.asked
