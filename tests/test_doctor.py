@@ -57,7 +57,7 @@ def test_unrolling_is_the_limit_of_leaving_out():
 def test_a_resumed_trace_that_differs_is_found(monkeypatch):
     honest = resume._trace
     calls = iter((0.0, 1e-6))
-    monkeypatch.setattr(resume, "_trace", lambda run, task: (honest(run, task)[0] + next(calls), task.asked))
+    monkeypatch.setattr(resume, "_trace", lambda run, task: (honest(run, task)[0] + next(calls), task.meter.asked))
     check = Check("resume", resume.difference, at_most(0))
     assert not next(doctor.examine([check])).passed
 
