@@ -25,6 +25,7 @@ DOOR = [
     "Dense",
     "Diagonal",
     "Experiment",
+    "FeatureScores",
     "GradCos",
     "GradDot",
     "HeadwaterError",
@@ -35,9 +36,11 @@ DOOR = [
     "Source",
     "TracIn",
     "TrainingScores",
+    "baselines",
     "data",
     "errors",
     "evaluate",
+    "explain",
     "load",
     "self_influence",
     "tasks",
@@ -45,7 +48,7 @@ DOOR = [
 ]
 
 # Only the call that needs one of these may import it: they are slow to load, or not installed at all.
-OPTIONAL = ["datasets", "matplotlib", "pandas", "peft", "pyarrow", "ray", "sklearn", "transformers"]
+OPTIONAL = ["catboost", "datasets", "lightgbm", "numba", "matplotlib", "pandas", "peft", "pyarrow", "ray", "sklearn", "transformers", "xgboost"]
 
 # What a method or a curvature does for the rooms above it, not for the user: written down once, in the protocols Method and Estimate.
 BETWEEN_ROOMS = {"plan", "fit", "passes", "tensors", "rebuild"}

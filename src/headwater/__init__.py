@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from headwater import data, errors, evaluate, tasks
     from headwater.curvature import EKFAC, Dense, Diagonal
     from headwater.errors import HeadwaterError
+    from headwater.features import baselines
+    from headwater.features.explain import explain
     from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn
     from headwater.influence.trace import self_influence, trace
-    from headwater.result import TrainingScores, load
+    from headwater.result import FeatureScores, TrainingScores, load
     from headwater.training import Experiment, Recorder, Run
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Experiment",
+    "FeatureScores",
     "GradCos",
     "GradDot",
     "HeadwaterError",
@@ -36,9 +39,11 @@ __all__ = [
     "Source",
     "TracIn",
     "TrainingScores",
+    "baselines",
     "data",
     "errors",
     "evaluate",
+    "explain",
     "load",
     "self_influence",
     "tasks",
@@ -49,8 +54,10 @@ __version__ = "0.1.0"
 _ROOMS = {
     "curvature": ("EKFAC", "Dense", "Diagonal"),
     "errors": ("HeadwaterError",),
+    "features": ("baselines",),
+    "features.explain": ("explain",),
     "influence": ("GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
-    "result": ("TrainingScores", "load"),
+    "result": ("FeatureScores", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}

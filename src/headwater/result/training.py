@@ -1,19 +1,17 @@
-"""What an answer is: scores with their meaning, and what they were made from."""
+"""Which training examples: scores with their meaning, and what they were made from."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from headwater import report
-from headwater.errors import DamagedFile, InputError, MissingExtra
-from headwater.store import bytes_hash, content_hash, damaged, read_tensors, write_tensors
+from headwater.errors import InputError, MissingExtra
+from headwater.result import files
 
 if TYPE_CHECKING:
     import pandas
@@ -215,38 +213,11 @@ class TrainingScores:
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (its metadata hold the rest); :func:`headwater.load` reads it. Raises StorageError."""
-        place = Path(path)
-        place = place if place.suffix == ".safetensors" else place.with_name(place.name + ".safetensors")
-        tensors = {"values": torch.from_numpy(np.ascontiguousarray(self.values))}
-        if self.stderr is not None:
-            tensors["stderr"] = torch.from_numpy(np.ascontiguousarray(self.stderr))
-        kept = {k: getattr(self, k) for k in ("method", "unit", "query_names", "train_names", "provenance")}
-        facts = {"kind": "TrainingScores", "checksum": _checksum(tensors), **kept}
-        write_tensors(place, tensors, {"headwater": json.dumps(facts)})
-        return place
+        arrays = {"values": self.values, **({} if self.stderr is None else {"stderr": self.stderr})}
+        return files.write(path, self, arrays, ("method", "unit", "query_names", "train_names", "provenance"))
 
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """Of the numbers themselves: the file's own checksum cannot lie in the file."""
-    return content_hash({name: bytes_hash(t.numpy().tobytes()) for name, t in tensors.items()})
-
-
-def load(path: str | Path) -> TrainingScores:
-    """Read what :meth:`TrainingScores.save` wrote. Raises DamagedFile."""
-    from safetensors import safe_open
-
-    place = Path(path)
-    place = place if place.exists() or place.suffix == ".safetensors" else place.with_name(place.name + ".safetensors")
-    tensors = read_tensors(place)
-    with safe_open(place, "pt") as file:
-        meta = (file.metadata() or {}).get("headwater")
-    if meta is None:
-        raise DamagedFile(f"{place} holds no scores of Headwater", "a file written by scores.save(path)", "check the path")
-    facts = json.loads(meta)
-    if facts.pop("kind") != "TrainingScores":
-        raise damaged(place, "holds something else than training scores")
-    if facts.pop("checksum") != _checksum(tensors):
-        raise damaged(place, "does not match its checksum")
-    names = {k: None if facts[k] is None else tuple(facts[k]) for k in ("query_names", "train_names")}
-    stderr = tensors["stderr"].numpy() if "stderr" in tensors else None
-    return TrainingScores(tensors["values"].numpy(), stderr, **{**facts, **names})
+    @classmethod
+    def loaded(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> TrainingScores:
+        """From what a file holds (see :func:`headwater.load`)."""
+        names = {k: None if facts[k] is None else tuple(facts[k]) for k in ("query_names", "train_names")}
+        return cls(arrays["values"], arrays.get("stderr"), **{**facts, **names})
