@@ -7,7 +7,32 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from headwater.report import Attribution, Axis, Bar, Bars, Card, Curve, Figure, Figures, Gallery, Line, Page, Prose, Section, Series, Table
+from headwater.report import (
+    Attribution,
+    Axis,
+    Bar,
+    Bars,
+    Card,
+    Curve,
+    Dots,
+    Figure,
+    Figures,
+    Gallery,
+    Line,
+    Matrix,
+    Overlay,
+    Page,
+    Prose,
+    Section,
+    Series,
+    Signal,
+    Signals,
+    Step,
+    Swarm,
+    Table,
+    Tokens,
+    Waterfall,
+)
 
 VOID = {"img", "meta"}
 
@@ -37,9 +62,7 @@ class Element:
     def find(self, tag=None, testid=None, class_=None):
         """All elements within that match everything asked for."""
         return [
-            e
-            for e in self.everything()
-            if e is not self and tag in (None, e.tag) and testid in (None, e.get("data-testid")) and (class_ is None or class_ in e.classes)
+            e for e in self.everything() if e is not self and tag in (None, e.tag) and testid in (None, e.get("data-testid")) and (class_ is None or class_ in e.classes)
         ]
 
     def texts(self):
@@ -143,6 +166,12 @@ def everything(say=lambda text: text):
         Prose(say("A paragraph.\n\nAnother one.")),
         Attribution(Card(say("query"), say("predicted 3"), picture(7), say("its words"), flag=say("misread")), cards, against),
         Gallery(cards),
+        Overlay(say("#8"), np.random.default_rng(8).normal(size=(7, 7)), picture(8), picture(9, 28, 28, 3), say("7 → 1"), say("far off")),
+        Tokens(say("#9"), (say("not"), say("bad"), say("at")), (0.5, -0.25, 0.0), say("positive"), say("cut"), (0.1, 0.02, 0.0)),
+        Waterfall(say("#10"), 1.0, 1.5, (Step(say("age"), 0.75, say("28 days"), 0.125), (say("water"), -0.25)), say("35 MPa"), say("missed"), (say("from"), say("to"))),
+        Swarm((Dots(say("age"), (0.5, -0.25, float("nan")), (1.0, 0.0, float("nan")), say("0.375")), (say("water"), (0.0, 1.0, 1.0))), say("MPa"), say("size")),
+        Signals(say("#11"), (Signal(say("x"), (0, 1, None, 2), (0.5, -0.5, 0.0, 1.0)), (say("y"), None, (0.0, 0.1))), say("walking"), say("short"), say("ms")),
+        Matrix(say("#12"), (say("age"), say("water"), say("ash")), np.array([[1, -0.5, 0], [-0.5, 0, 0.25], [0, 0.25, np.nan]]), say("pairs"), say("kinked")),
     )
     footer = ((say("method"), say("SOURCE")), (say("run"), say("runs/mnist")))
     return Page(say("Owed to"), say("Which examples?"), tuple(Section(say("A section"), say("Its text."), (part,)) for part in parts), footer)
@@ -152,6 +181,19 @@ def degenerate():
     """Pages at the edges of what a part allows."""
     nothing = [Figures(()), Bars(()), Curve((), "x", "y"), Table((), ()), Table(("a",), ()), Prose(""), Attribution(Card("q")), Gallery(())]
     flat = [
+        Overlay("nothing", np.zeros((1, 1))),
+        Overlay("nan", np.full((2, 3), np.nan), picture(0, 2, 3)),
+        Overlay("one pixel", np.eye(200), scale=2.0),
+        Tokens("none", (), ()),
+        Tokens("spaces", (" ", "\n", "", " a", "##b"), (0.0, 1.0, float("nan"), float("inf"), -1e-300)),
+        Waterfall("flat", 0.0, 0.0, ()),
+        Waterfall("nan", 1.0, float("nan"), (("a", float("nan")),)),
+        Swarm(()),
+        Swarm((Dots("none", ()), Dots("nan", (float("nan"),)), Dots("one", (float("inf"),), (0.5,)))),
+        Signals("none", ()),
+        Signals("flat", (("x", (float("nan"), 1.0, float("nan")), (0.0, float("nan"), float("inf"))),)),
+        Matrix("one", ("a",), np.zeros((1, 1))),
+        Matrix("large", tuple(f"feature {k}" for k in range(40)), np.random.default_rng(0).normal(size=(40, 40)), symmetric=False),
         Bars((("a", 0.0), ("b", 0.0))),
         Bars((("a", None),)),
         Bars((("a", float("nan")), ("b", float("inf"), float("nan"), float("inf")))),

@@ -3,7 +3,7 @@
 import pytest
 
 from headwater.report import Attribution, Axis, Bars, Card, Curve, Figures, Page, Prose, Section, Series, Table, text
-from headwater.report.text import WIDTH
+from headwater.report.layout import WIDTH
 
 
 def lines(*parts):

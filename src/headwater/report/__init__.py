@@ -6,6 +6,9 @@
 """
 
 from headwater.report.examples import Exhibit, attribution
+from headwater.report.explanations import Dots, Matrix, Overlay, Signal, Signals, Step, Swarm, Tokens, Waterfall
+from headwater.report.figure import draw
+from headwater.report.fragment import fragment
 from headwater.report.page import render, write
 from headwater.report.parts import (
     Attribution,
@@ -34,18 +37,29 @@ __all__ = [
     "Bars",
     "Card",
     "Curve",
+    "Dots",
     "Exhibit",
     "Figure",
     "Figures",
     "Gallery",
     "Line",
+    "Matrix",
+    "Overlay",
     "Page",
     "Part",
     "Prose",
     "Section",
     "Series",
+    "Signal",
+    "Signals",
+    "Step",
+    "Swarm",
     "Table",
+    "Tokens",
+    "Waterfall",
     "attribution",
+    "draw",
+    "fragment",
     "render",
     "text",
     "write",

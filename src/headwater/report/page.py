@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import InputError, StorageError
+from headwater.report import explained
 from headwater.report.cards import attribution, gallery
 from headwater.report.charts import bars, curve
 from headwater.report.grid import figures, prose, table
@@ -26,9 +27,10 @@ RENDERERS: dict[type, Callable[[Any], Markup]] = {
     Table: table,
     Attribution: attribution,
     Gallery: gallery,
+    **explained.RENDERERS,
 }
 
-_STYLE = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
+STYLE = Markup(files(__package__).joinpath("style.css").read_text(encoding="utf-8"))
 _SCRIPT = Markup(files(__package__).joinpath("page.js").read_text(encoding="utf-8"))
 
 
@@ -74,7 +76,7 @@ def write(page: Page, path: str | os.PathLike[str]) -> Path:
 
 def _head(page: Page) -> Markup:
     # by their hashes, so that a script or style smuggled in by a text cannot run, and by 'none', so that nothing can be fetched
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(STYLE)}; script-src {_hash(_SCRIPT)}; base-uri 'none'; form-action 'none'"
     return tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -82,7 +84,7 @@ def _head(page: Page) -> Markup:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", page.title),
-        tag("style", _STYLE),
+        tag("style", STYLE),
     )
 
 
@@ -100,10 +102,11 @@ def _header(page: Page, names: list[str]) -> Markup:
 def _section(section: Section, name: str) -> Markup:
     title = section.title and tag("h2", section.title)
     text = [tag("p", block, class_="text") for block in paragraphs(section.text)]
-    return tag("section", title, text, map(_part, section.parts), id=name, class_="section", data_testid="section")
+    return tag("section", title, text, map(rendered, section.parts), id=name, class_="section", data_testid="section")
 
 
-def _part(part: Part) -> Markup:
+def rendered(part: Part) -> Markup:
+    """One part as html."""
     renderer = RENDERERS.get(type(part))
     if renderer is None:
         raise InputError(f"A section holds {type(part).__name__}.", f"one of {', '.join(kind.__name__ for kind in RENDERERS)}")

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from headwater.errors import InputError
+from headwater.report.explanations import Explanation
 
 
 class Figure(NamedTuple):
@@ -246,7 +247,7 @@ class Gallery:
         return _scale(self.cards)
 
 
-Part = Prose | Figures | Bars | Curve | Table | Attribution | Gallery
+Part = Prose | Figures | Bars | Curve | Table | Attribution | Gallery | Explanation
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,9 +76,7 @@ def whisker(span: Span, low: float | None, high: float | None, cap: float = 8) -
 
 def across(labels: Sequence[tuple[float, str]]) -> Markup:
     """Tick labels under a drawing. Every second one may be hidden on a narrow screen."""
-    texts = [
-        tag("text", text, x=_percent(share), y="1em", text_anchor="middle", class_="odd" if k % 2 else None) for k, (share, text) in enumerate(labels)
-    ]
+    texts = [tag("text", text, x=_percent(share), y="1em", text_anchor="middle", class_="odd" if k % 2 else None) for k, (share, text) in enumerate(labels)]
     return drawing(texts, class_="across", width="100%", height=20)
 
 
@@ -129,3 +127,35 @@ def span_of(axis: Axis, values: Iterable[float]) -> Span:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
+
+
+def between(span: Span, start: float, end: float, thick: float = 16) -> Markup:
+    """A bar from one value to another, of the side it goes to; nothing where either is not finite."""
+    if not (math.isfinite(start) and math.isfinite(end)):
+        return Markup()
+    low, high = sorted((span.share(start), span.share(end)))
+    kind = "bar up" if end > start else "bar down"
+    return tag("rect", x=_percent(low), width=_percent(high - low), y="50%", height=thick, transform=f"translate(0 {-thick / 2:g})", class_=kind)
+
+
+def run(values: Sequence[float], room: Span, high: float) -> list[Markup]:
+    """A line over equal steps across the whole width, broken where a value is missing; a value alone is a dot."""
+    step = WIDE / max(1, len(values))
+    runs: list[list[str]] = [[]]
+    for k, value in enumerate(values):
+        if math.isfinite(value):
+            runs[-1].append(f"{step * (k + 0.5):.1f},{high * (1 - room.share(value)):.1f}")
+        elif runs[-1]:
+            runs.append([])
+    return [tag("polyline", points=" ".join(points if len(points) > 1 else points * 2)) for points in runs if points]
+
+
+def columns(scores: Sequence[float], limit: float) -> list[Markup]:
+    """Columns that rise from the middle where a score is positive and hang from it where it is negative, 100 units for both sides."""
+    step = WIDE / max(1, len(scores))
+    sides: dict[str, list[str]] = {"up": [], "down": []}
+    for k, score in enumerate(scores):
+        if math.isfinite(score) and score:
+            tall = 48 * max(-1.0, min(1.0, score / limit))
+            sides["up" if score > 0 else "down"].append(f"M{step * k:.1f} 50v{-tall:.1f}h{step:.1f}V50z")
+    return [tag("path", d="".join(parts), class_=f"bar {side}") for side, parts in sides.items() if parts]
