@@ -105,6 +105,18 @@ def check_columns(model: Any, count: int, names: Sequence[str] | None) -> None:
         raise InputError(f"column {wrong} named {names[wrong]!r}", f"{str(fitted[wrong])!r}, as when the model was fitted", "reorder: X[model.feature_names_in_]")
 
 
+def as_fitted(model: Any, values: np.ndarray) -> Any:
+    """Numbers as the model wants them: a frame with the names that it was fitted on, where it knows names (else scikit-learn warns)."""
+    fitted = getattr(model, "feature_names_in_", None)
+    if fitted is None or len(fitted) != values.shape[1]:
+        return values
+    try:
+        from pandas import DataFrame
+    except ImportError:
+        return values
+    return DataFrame(values, columns=list(fitted))
+
+
 # ---- targets --------------------------------------------------------------------------------------------------------------------
 
 
