@@ -67,11 +67,12 @@ def _bound(selector: str, classes: set[str], tags: set[str]) -> str | None:
     """A selector inside the fragment; None for one that nothing there would match."""
     if selector in (":root", "body", SCOPE):
         return SCOPE
-    names = _needed(selector, r"\.([\w-]+)")
-    elements = _needed(selector, r"(?:^|[\s>+~])([a-z][a-z0-9]*)")
+    inner = selector.removeprefix(SCOPE).strip()
+    names = _needed(inner, r"\.([\w-]+)")
+    elements = _needed(inner, r"(?:^|[\s>+~])([a-z][a-z0-9]*)")
     if not names <= classes or not elements <= tags:
         return None
-    return f"{SCOPE} {selector}"
+    return f"{SCOPE} {inner}"
 
 
 def _needed(selector: str, pattern: str) -> set[str]:

@@ -14,7 +14,11 @@ import torch
 from headwater.errors import DamagedFile
 from headwater.store import bytes_hash, content_hash, damaged, read_tensors, write_tensors
 
-HOMES = {"TrainingScores": "headwater.result.training", "FeatureScores": "headwater.result.features"}
+HOMES = {
+    "TrainingScores": "headwater.result.training",
+    "FeatureScores": "headwater.result.features",
+    "InteractionScores": "headwater.result.interactions",
+}
 """Where each kind of answer lives: what a file may hold."""
 
 
