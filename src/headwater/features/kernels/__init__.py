@@ -90,9 +90,7 @@ def explain(question: Question) -> FeatureScores:
 def straight_only(question: Question, name: str) -> None:
     """Raise InputError for any other path."""
     if question.path is not None and type(question.path).__name__.lower() != "straight":
-        raise InputError(
-            f"path={question.path!r} for {name}", "the straight path, which has closed forms", "leave path out, or explain the function: hw.explain(model.predict, X)"
-        )
+        raise InputError(f"path={question.path!r} for {name}", "the straight path, which has closed forms", "leave path out, or explain model.predict")
 
 
 def _suit(model: Any, x: Array, against: tables.Against) -> None:
@@ -156,7 +154,7 @@ def notes(x: Array, against: tables.Against, residual: Array, output: Array, bas
 
 def _by_differences(question: Question, reason: InputError) -> FeatureScores:
     """A kernel that is a function gives values and no gradient: finite differences of the decision function, as for any function."""
-    from headwater.features import blackbox
+    from headwater.features.blackbox import explain as by_values
 
     model = question.model
     reading_name = "decision_function" if hasattr(model, "decision_function") else "predict"
@@ -170,7 +168,7 @@ def _by_differences(question: Question, reason: InputError) -> FeatureScores:
         raise InputError(f"{reason.given}, of {len(model.classes_)} classes", "a kernel of the library", "hw.explain(model.decision_function, X, target=column)")
     else:
         function, words = getattr(model, reading_name), None
-    answer = blackbox.explain(replace(question, model=function, target=target, output=None))
+    answer = by_values(replace(question, model=function, target=target, output=None))
     note = f"{reason.given}: explained by finite differences of {reading_name}."
     return replace(answer, target=words or answer.target, notes=(note, *answer.notes))
 

@@ -206,7 +206,7 @@ def _beside(parts: list[Reading], aim: Aim) -> Reading:
         return None if any(one is None for one in found) else sum(cast(list[Array], found), np.zeros_like(x))
 
     def pull(X: Array, W: Array) -> Array:
-        return cast(Array, sum((part.pull(X, W[:, i : i + 1]) for i, part in enumerate(parts) if W[:, i].any()), np.zeros_like(X)))
+        return np.asarray(sum((part.pull(X, W[:, i : i + 1]) for i, part in enumerate(parts) if W[:, i].any()), np.zeros_like(X)))
 
     return Reading(lambda X: np.concatenate([part.outputs(X) for part in parts], 1), pull, closed, aim, parts[0].method, sum(part.width for part in parts))
 

@@ -31,10 +31,12 @@ class Effort:
     rule: Any = None
     budget: int = 512
     chunk: int = 4096
+    floor: float = ROUND_OFF
+    levels: tuple[int, ...] = LEVELS
 
     def goal(self, first: Array, last: Array) -> Array:
         """(n,) the residual to reach between outputs ``first`` and ``last``."""
-        return np.maximum((self.tolerance or 0.0) * np.abs(last - first), ROUND_OFF * np.maximum(np.abs(first), np.abs(last)))
+        return np.maximum((self.tolerance or 0.0) * np.abs(last - first), self.floor * np.maximum(np.abs(first), np.abs(last)))
 
     @classmethod
     def of(cls, question: Question, rows: int) -> Effort:
@@ -65,10 +67,9 @@ def by_points(both: Both, x: Array, b: Array, effort: Effort, kinks: bool = Fals
     if effort.rule is not None:
         return _found(along_line(_line(both, x, b, every, effort.chunk), _settings(effort, rule=effort.rule)), x.shape)
     if kinks:
-        found = _found(along_line(_line(both, x, b, every, effort.chunk), _settings(effort, tolerance=effort.tolerance or 1e-10)), x.shape)
-        return found
+        return _found(along_line(_line(both, x, b, every, effort.chunk), _settings(effort, tolerance=effort.tolerance or 1e-10)), x.shape)
     found, left, goal = Values(np.zeros(x.shape), np.zeros(len(x), int), np.zeros(len(x), bool)), every, np.zeros(len(x))
-    for points in LEVELS:
+    for points in effort.levels:
         left = left[found.evaluations[left] + points + 2 <= effort.budget]
         if len(left):
             level = along_line(_line(both, x[left], b[left], left, effort.chunk), _settings(effort, rule=gauss_legendre(points)))
@@ -77,13 +78,15 @@ def by_points(both: Both, x: Array, b: Array, effort: Effort, kinks: bool = Fals
             found.converged[left] = np.abs(level.residual.numpy()) <= goal[left]
             left = left[~found.converged[left]]
     left = left[found.evaluations[left] + COST <= effort.budget]
-    for k in range(0, len(left), max(1, GROUP // x.shape[1])):
-        rows = left[k : k + max(1, GROUP // x.shape[1])]
-        values, spent = bisected(
-            lambda points, r, rows=rows: both(points, rows[r]), x[rows], b[rows], goal[rows], effort.budget - int(found.evaluations[rows].max()), effort.chunk
-        )
-        _keep(found, rows, values, spent)
+    for rows in np.array_split(left, max(1, len(left) * x.shape[1] // GROUP)) if len(left) else ():
+        budget = effort.budget - int(found.evaluations[rows].max())
+        _keep(found, rows, *bisected(_among(both, rows), x[rows], b[rows], goal[rows], budget, effort.chunk))
     return found
+
+
+def _among(both: Both, rows: Array) -> Both:
+    """The same function for examples counted within ``rows``."""
+    return lambda points, which: both(points, rows[which])
 
 
 def _settings(effort: Effort, **chosen: Any) -> Settings:
