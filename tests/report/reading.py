@@ -190,7 +190,6 @@ def degenerate():
         Waterfall("nan", 1.0, float("nan"), (("a", float("nan")),)),
         Swarm(()),
         Swarm((Dots("none", ()), Dots("nan", (float("nan"),)), Dots("one", (float("inf"),), (0.5,)))),
-        Signals("none", ()),
         Signals("flat", (("x", (float("nan"), 1.0, float("nan")), (0.0, float("nan"), float("inf"))),)),
         Matrix("one", ("a",), np.zeros((1, 1))),
         Matrix("large", tuple(f"feature {k}" for k in range(40)), np.random.default_rng(0).normal(size=(40, 40)), symmetric=False),

@@ -53,9 +53,7 @@ def test_the_whisker_spans_two_standard_errors_and_stays_within():
     assert "± 0.20" in card.text()
 
 
-@pytest.mark.parametrize(
-    ("score", "stderr", "doubtful"), [(1.0, 0.6, True), (1.0, 0.4, False), (-1.0, 0.6, True), (0.1, None, False), (0.0, 0.0, True)]
-)
+@pytest.mark.parametrize(("score", "stderr", "doubtful"), [(1.0, 0.6, True), (1.0, 0.4, False), (-1.0, 0.6, True), (0.1, None, False), (0.0, 0.0, True)])
 def test_a_score_that_cannot_be_told_from_zero_is_hollow(score, stderr, doubtful):
     (card,) = drawn([Card("c", score=score, stderr=stderr)])
     assert ("doubtful" in card.classes) == doubtful == Card("c", score=score, stderr=stderr).doubtful

@@ -21,7 +21,7 @@ BINS = 120  # how finely dots that would cover each other are told
 
 def tokens(part: Tokens) -> Markup:
     """The text. Pieces that pushed up stand on a solid line, those that pushed down on a dashed one; strong ones have an arrow."""
-    pieces = [_token(t, s, gap, part.limit) for t, s, gap in zip(part.tokens, part.scores, part.gaps, strict=True)]
+    pieces = [_token(t, s, gap, part.limit) for (gap, t), s in zip(part.pieces, part.scores, strict=True)]
     return _figure(part, "tokens", tag("p", pieces, class_="tokens"), _numbers(table(readings.token_table(part))))
 
 

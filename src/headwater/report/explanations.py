@@ -14,6 +14,7 @@ import numpy as np
 
 from headwater.errors import InputError
 
+BEGINS = "Ġ▁"  # how tokenizers of bytes and of sentence pieces write the space before a word
 CLIP = 99.0  # percentile of the sizes at which colour is full: a few extreme pixels would leave the rest of a picture blank
 
 
@@ -98,7 +99,8 @@ class Tokens:
 
     Args:
         title, subtitle, flag: as in a card.
-        tokens: the pieces. Where none begins or ends in white space they are set apart by spaces (``##`` and the like continue a word).
+        tokens: the pieces. Where none begins or ends in white space they are set apart by spaces; marks of tokenizers (``##`` continues
+            a word, ``Ġ`` and ``▁`` begin one) are understood and not shown in the running text.
         scores: one each.
         stderr: one each, or None.
 
@@ -128,10 +130,19 @@ class Tokens:
         return largest(self.scores)
 
     @property
-    def gaps(self) -> tuple[str, ...]:
-        """What stands before each token: nothing or a space."""
-        written_out = any(t != t.strip() for t in self.tokens)
-        return tuple("" if k == 0 or written_out or t.startswith("##") else " " for k, t in enumerate(self.tokens))
+    def pieces(self) -> tuple[tuple[str, str], ...]:
+        """For each token what stands before it, nothing or a space, and how it reads.
+
+        >>> Tokens("", ("un", "##known", "place"), (0, 0, 0)).pieces, Tokens("", ("▁a", "b"), (0, 0)).pieces
+        ((('', 'un'), ('', 'known'), (' ', 'place')), (('', 'a'), ('', 'b')))
+        """
+        marked, written_out = any(t[:1] in BEGINS for t in self.tokens if t), any(t != t.strip() for t in self.tokens)
+        pieces = []
+        for k, t in enumerate(self.tokens):
+            new = t[:1] in BEGINS if marked and t else not t.startswith("##") and not marked and not written_out
+            shown = t[1:] if marked and t and t[0] in BEGINS else t.removeprefix("##") if not written_out else t
+            pieces.append((" " if new and k else "", shown or t))
+        return tuple(pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +222,8 @@ class Signals:
         given = tuple(Signal(*channel) for channel in self.channels)
         made = tuple(Signal(str(c.name), None if c.values is None else _floats(c.values), _floats(c.scores)) for c in given)
         object.__setattr__(self, "channels", made)
+        if not made:
+            raise InputError(f"{self.title!r} has no channels.", "at least one")
         for channel in self.channels:
             if not channel.scores or (channel.values is not None and len(channel.values) != len(channel.scores)):
                 given_ = f"The channel {channel.name!r} has {len(channel.values or ())} values and {len(channel.scores)} scores."

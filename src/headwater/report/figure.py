@@ -82,7 +82,7 @@ def _token_lines(part: Tokens) -> list[list[tuple[int, str, float]]]:
     """Lines of (column, text, score): pieces that do not fit go to the next line, a piece longer than a line is cut into several."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     column = 0
-    for gap, token, score in zip(part.gaps, part.tokens, part.scores, strict=True):
+    for (gap, token), score in zip(part.pieces, part.scores, strict=True):
         column += len(gap)
         shown = readings.visible(token)
         arrow = marker(score) if readings.level(score, part.limit) > readings.LEVELS // 4 else ""
