@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -37,6 +38,11 @@ def called(arrays: Arrays) -> tuple[str, ...]:
     if isinstance(arrays, np.ndarray):
         return ("",)
     return tuple(map(str, arrays)) if isinstance(arrays, Mapping) else tuple(f"input {k}" for k in range(len(arrays)))
+
+
+def flattened(array: np.ndarray) -> np.ndarray:
+    """(n, parts): all axes but that of the examples in one, of no examples too."""
+    return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def named_leaves(arrays: Arrays) -> Iterator[tuple[str, np.ndarray]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIGN = "positive: the part raised the output above its value at the baseline; the values of an example sum to output - baseline output"
 _STRUCTURED = ("values", "stderr", "inputs", "reference")
-_PLAIN = ("residual", "evaluations", "output", "baseline_output", "converged")
+_PLAIN = ("residual", "evaluations", "output", "baseline_output", "converged", "error")
 _FACTS = ("method", "target", "baseline", "kind", "feature_names", "example_names", "tokens", "notes", "provenance")
 
 
@@ -38,6 +38,7 @@ class FeatureScores:
         evaluations: (n,) how many times the model was evaluated for the example (a gradient or an output counts one; exact integrators: 0).
         output, baseline_output: (n,) what was explained, at the input and at the baseline (the mean over several baselines).
         method, target, baseline: in words: how it was integrated, which output was explained, what it was compared with.
+        error: (n,) estimated ``|values - exact| / |values|`` (Euclidean norms), or None where it cannot be estimated.
         converged: (n,) whether the tolerance that was asked for is met; None where none was asked for.
         stderr: like values: standard error over several baselines (or noise draws); None where there is one.
         inputs, reference: like values where possible: the inputs and the (mean) baseline, for pictures.
@@ -60,6 +61,7 @@ class FeatureScores:
     target: str
     baseline: str
     converged: np.ndarray | None = None
+    error: np.ndarray | None = None
     stderr: Arrays | None = None
     inputs: Arrays | None = None
     reference: Arrays | None = None

@@ -26,7 +26,7 @@ def write(path: str | Path, answer: Any, arrays: Mapping[str, np.ndarray], kept:
     """Write the ``arrays`` of an answer, and its attributes ``kept`` as JSON. Raises StorageError."""
     place = _named(Path(path))
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    facts = {"kind": type(answer).__name__, "checksum": _checksum(tensors), **{name: getattr(answer, name) for name in kept}}
+    facts = {"answer": type(answer).__name__, "checksum": _checksum(tensors), **{name: getattr(answer, name) for name in kept}}
     write_tensors(place, tensors, {"headwater": json.dumps(facts)})
     return place
 
@@ -43,7 +43,7 @@ def load(path: str | Path) -> Any:
     if meta is None:
         raise DamagedFile(f"{place} holds no scores of Headwater", "a file written by scores.save(path)", "check the path")
     facts = json.loads(meta)
-    kind = facts.pop("kind")
+    kind = facts.pop("answer") if "answer" in facts else facts.pop("kind")  # as files were written before there were two kinds
     if kind not in HOMES:
         raise damaged(place, f"holds something else than scores ({kind!r})")
     if facts.pop("checksum") != _checksum(tensors):

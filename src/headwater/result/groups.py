@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater.errors import InputError
+from headwater.result.arrays import flattened
 from headwater.result.views import View, views
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def membership(view: View, groups: Any, axis: int | None = None) -> Membership:
     shape = view.values.shape
     if axis is not None and not (-len(shape) < axis < len(shape) and axis % len(shape) != 0):
         raise InputError(f"axis={axis} of values of shape {shape}", f"1 to {len(shape) - 1}; axis 0 are the examples", "e.at() picks examples, e.summary() averages them")
-    along = (len(shape) - 1 if axis is None else axis % len(shape)) if len(shape) > 1 else 0
+    along = len(shape) - 1 if axis is None else axis % len(shape)
     if isinstance(groups, Mapping):
         return _from_dict(view, groups, along)
     if hasattr(groups, "detach"):
@@ -85,8 +86,8 @@ def membership(view: View, groups: Any, axis: int | None = None) -> Membership:
     given = list(groups)
     if given and all(isinstance(row, list | tuple | np.ndarray) for row in given):
         return _from_rows(given, shape)
-    if along == 0 or len(given) != shape[along]:
-        raise InputError(f"{len(given)} group names for values of shape {shape}", f"{shape[along] if along else 1}, one for each place of axis {along}", ACCEPTED)
+    if len(given) != shape[along]:
+        raise InputError(f"{len(given)} group names for values of shape {shape}", f"{shape[along]}, one for each place of axis {along}", ACCEPTED)
     return _numbered(np.array(given, dtype=object).reshape([-1 if a == along else 1 for a in range(len(shape))]), shape)
 
 
@@ -118,12 +119,12 @@ def _mask(view: View, name: Any, places: Any, along: int) -> np.ndarray:
     if found.dtype.kind in "UO" and found.size:
         found = np.array([_index(view, name, str(place)) for place in np.atleast_1d(found)])
     numbers = np.atleast_1d(found).astype(int) if found.size else np.zeros(0, int)
-    length = shape[along] if along else 1
+    length = shape[along]
     if found.size and (found.dtype.kind not in "iu" or numbers.min() < -length or numbers.max() >= length):
         raise InputError(f"the group {name!r} with the places {places!r}", f"whole numbers below {length} along axis {along}", ACCEPTED)
     line = np.zeros(length, bool)
     line[numbers] = True
-    return np.broadcast_to(line.reshape([-1 if a == along else 1 for a in range(len(shape))]), (1, *shape[1:])) if along else np.broadcast_to(line, (1,))
+    return np.broadcast_to(line.reshape([-1 if a == along else 1 for a in range(len(shape))]), (1, *shape[1:]))
 
 
 def _index(view: View, group: Any, feature: str) -> int:
@@ -150,11 +151,9 @@ def _from_map(labels: np.ndarray, shape: tuple[int, ...]) -> Membership:
 
 def _from_rows(rows: list[Any], shape: tuple[int, ...]) -> Membership:
     """Labels of the positions of each example, None for those in no group; what is beyond them (padding) is in none."""
-    if len(shape) < 2 or len(rows) != shape[0] or any(len(row) > shape[1] for row in rows):
+    if len(rows) != shape[0] or any(len(row) > shape[1] for row in rows):
         given = f"{len(rows)} rows of labels of up to {max(map(len, rows))} places"
-        raise InputError(
-            f"{given} for values of shape {shape}", f"{shape[0]} rows, with up to {shape[1] if len(shape) > 1 else 0} labels each", "one row for each example"
-        )
+        raise InputError(f"{given} for values of shape {shape}", f"{shape[0]} rows, with up to {shape[1]} labels each", "one row for each example")
     labels = np.full(shape[:2], None, dtype=object)
     for k, row in enumerate(rows):
         labels[k, : len(row)] = list(row)
@@ -175,8 +174,8 @@ def _numbered(labels: np.ndarray, shape: tuple[int, ...], ordered: bool = False)
 def _gather(columns: dict[str, np.ndarray], values: np.ndarray, member: Membership) -> None:
     """Add to each column, (n,), the values of its group; those of no group to one column more."""
     n, count = len(values), len(member.names)
-    flat = values.reshape(n, -1).astype(np.float64)
-    codes = member.codes.reshape(len(member.codes), -1) % (count + 1)  # -1, none, becomes the last
+    flat = flattened(values).astype(np.float64)
+    codes = flattened(member.codes) % (count + 1)  # -1, none, becomes the last
     sums = np.array([np.bincount(codes[k % len(codes)], weights=flat[k], minlength=count + 1) for k in range(n)]).reshape(n, count + 1)
     names = (*member.names, OTHERS) if (member.codes < 0).any() else member.names
     for k, name in enumerate(names):

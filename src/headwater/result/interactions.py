@@ -233,7 +233,7 @@ class InteractionScores:
         more = f"Shown are {len(parts)} of {self.n:,} examples." if self.n > len(parts) else ""
         sections.append(report.Section("Example by example", more, tuple(parts)))
         footer = (("method", self.method), ("explained", self.target), ("baseline", self.baseline))
-        subtitle = f"{self.n:,} examples: {self.target} against {self.baseline}, by {self.method}"
+        subtitle = f"{self.n:,} examples: {self.target} against {self.baseline}; {self.method}"
         return report.write(report.Page("What features did together", subtitle, tuple(sections), footer), path)
 
     def _repr_html_(self) -> str:

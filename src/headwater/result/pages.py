@@ -38,7 +38,7 @@ def page(scores: FeatureScores, kind: str | None = None, examples: Iterable[int]
         report.Section("Example by example", more, tuple(parts)),
         report.Section("Error and cost", _missed(scores), (totals(scores),)),
     ]
-    subtitle = f"{scores.n:,} {'example' if scores.n == 1 else 'examples'}: {scores.target} against {scores.baseline}, by {scores.method}"
+    subtitle = f"{scores.n:,} {'example' if scores.n == 1 else 'examples'}: {scores.target} against {scores.baseline}; {scores.method}"
     return report.Page("Carried by these parts", subtitle, tuple(sections), footer(scores))
 
 
@@ -86,7 +86,7 @@ def notebook(scores: FeatureScores) -> str:
     if not scores.n:
         return report.fragment(report.Prose(repr(scores)))
     parts = parts_of(scores, k=8)
-    opening = f"{scores.target} against {scores.baseline}, by {scores.method}"
+    opening = f"{scores.target} against {scores.baseline}; {scores.method}"
     notes = [report.Prose("\n\n".join(scores.notes))] if scores.notes else []
     more = [report.Prose(f"A first look at {scores.n:,} examples; to_html(path) writes a page with more of them.")] if len(parts) > 3 or scores.n > len(parts) else []
     return report.fragment(report.Prose(opening), key_figures(scores), *parts[:3], *more, *notes)

@@ -11,6 +11,7 @@ from headwater import report
 from headwater.errors import InputError
 from headwater.report.examples import picture
 from headwater.report.numbers import number, signed
+from headwater.result.arrays import flattened
 from headwater.result.summary import Accumulator
 from headwater.result.views import View, channel_axis, views
 
@@ -173,7 +174,7 @@ def tokens(scores: FeatureScores, view: View, i: int) -> report.Part:
     if view.tokens is None:
         raise InputError("a text without its tokens", "scores.tokens, the text of each position", "explain with tokenizer=, or ask for kind='waterfall'")
     count = len(view.tokens[i])
-    values, stderr = (None if a is None else a[i, :count].astype(np.float64).reshape(count, -1) for a in (view.values, view.stderr))
+    values, stderr = (None if a is None else flattened(a[i, :count].astype(np.float64)) for a in (view.values, view.stderr))
     assert values is not None
     spread = None if stderr is None or stderr.shape[1] > 1 else tuple(stderr[:, 0])
     return report.Tokens(title(scores, i, view), view.tokens[i], tuple(values.sum(1)), subtitle(scores, i), flag(scores, i), spread)

@@ -12,6 +12,7 @@ import numpy as np
 from headwater import report
 from headwater.errors import InputError
 from headwater.report.numbers import number, percent, signed
+from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library
 from headwater.result.views import View, views
 
@@ -167,7 +168,7 @@ class Accumulator:
         if not isinstance(values, np.ndarray):
             return self._add_scores(values)
         batch = Accumulator(self.names)
-        flat = values.reshape(len(values), -1).astype(np.float64)
+        flat = flattened(values).astype(np.float64)
         batch.n, batch.shape = len(flat), values.shape[1:]
         if batch.n:
             batch._mean, batch._size = flat.mean(0), np.abs(flat).mean(0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headwater.result.arrays import called, leaves
+from headwater.result.arrays import called, flattened, leaves
 
 if TYPE_CHECKING:
     from headwater.result.features import FeatureScores
@@ -43,7 +43,7 @@ class View:
     @property
     def flat(self) -> np.ndarray:
         """(n, parts) float64."""
-        return self.values.reshape(len(self.values), -1).astype(np.float64)
+        return flattened(self.values).astype(np.float64)
 
     def parts(self, example: int | None = None) -> list[str]:
         """What each part is called, in the order of :attr:`flat`; tokens are those of one example."""
@@ -68,7 +68,7 @@ class View:
         given = getattr(self, name)
         if given is None or given.dtype.kind not in "biuf" or given.shape[1:] != self.values.shape[1:]:
             return None
-        return np.broadcast_to(given, self.values.shape).reshape(len(self.values), -1)
+        return flattened(np.broadcast_to(given, self.values.shape))
 
 
 def views(scores: FeatureScores) -> list[View]:
@@ -85,11 +85,13 @@ def _beside(values: Sequence[np.ndarray], given: object) -> Sequence[np.ndarray 
 
 
 def _view(scores: FeatureScores, name: str, values: np.ndarray, stderr: np.ndarray | None, inputs: np.ndarray | None, reference: np.ndarray | None) -> View:
+    if values.ndim == 1:  # one number for each example is a table of one column
+        values, stderr, inputs, reference = (a[:, None] if a is not None and a.ndim == 1 else a for a in (values, stderr, inputs, reference))  # type: ignore[assignment]
     names = scores.feature_names
     tokens = scores.tokens if scores.tokens is not None and values.ndim >= 2 and all(len(t) <= values.shape[1] for t in scores.tokens) else None
     kind = scores.kind if scores.kind in KINDS and possible(scores.kind, values.shape, tokens is not None) else "array"
     kind = kind_of(values.shape, tokens is not None) if kind == "array" else kind
-    fits = names if names is not None and len(names) == (values.shape[-1] if values.ndim > 1 else 1) else None
+    fits = names if names is not None and len(names) == values.shape[-1] else None
     return View(name, values, stderr, inputs, reference, kind, _axes(kind, values.shape, fits is not None), fits, tokens if kind == "text" else None)
 
 

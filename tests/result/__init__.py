@@ -1,0 +1,1 @@
+"""Results: how attributions are read, summed, shown and kept."""
