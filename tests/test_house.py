@@ -33,6 +33,7 @@ DOOR = [
     "Query",
     "Recorder",
     "Run",
+    "Smooth",
     "Source",
     "TracIn",
     "TrainingScores",
@@ -42,7 +43,10 @@ DOOR = [
     "evaluate",
     "explain",
     "load",
+    "paths",
+    "quadrature",
     "self_influence",
+    "targets",
     "tasks",
     "trace",
 ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headwater import data, errors, evaluate, tasks
     from headwater.curvature import EKFAC, Dense, Diagonal
     from headwater.errors import HeadwaterError
-    from headwater.features import baselines
+    from headwater.features import Smooth, baselines, paths, quadrature, targets
     from headwater.features.explain import explain
     from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn
     from headwater.influence.trace import self_influence, trace
@@ -36,6 +36,7 @@ __all__ = [
     "Query",
     "Recorder",
     "Run",
+    "Smooth",
     "Source",
     "TracIn",
     "TrainingScores",
@@ -45,7 +46,10 @@ __all__ = [
     "evaluate",
     "explain",
     "load",
+    "paths",
+    "quadrature",
     "self_influence",
+    "targets",
     "tasks",
     "trace",
 ]
@@ -54,7 +58,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "curvature": ("EKFAC", "Dense", "Diagonal"),
     "errors": ("HeadwaterError",),
-    "features": ("baselines",),
+    "features": ("Smooth", "baselines", "paths", "quadrature", "targets"),
     "features.explain": ("explain",),
     "influence": ("GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
     "result": ("FeatureScores", "TrainingScores", "load"),
