@@ -239,7 +239,7 @@ def _notes(question: Question, inputs: Any, function: Function, found: list[Foun
     if smooth.any():
         precision = "single" if function.single else "double"
         notes.append(
-            f"Finite differences of a function in {precision} precision: they put an error of at most about {error[smooth].max():.1e} on a value, the points on the path what the residual shows."
+            f"Finite differences in {precision} precision: they put an error of at most about {error[smooth].max():.1e} on a value; the residual shows the rest."
         )
         change = np.abs(found[0].output - found[0].baseline_output)
         rough = smooth & (np.abs(residual) > 1e-3 * np.maximum(change, 1e-6 * np.abs(found[0].output)))

@@ -109,7 +109,7 @@ def kernel_name(kernel: k.Kernel) -> str:
     return f"{kernel.nu:g} Matern" if isinstance(kernel, k.Matern) else type(kernel).__name__.lower()
 
 
-def _named_kernel(model: Any, name: Any, gamma: float, degree: float, shift: float) -> k.Kernel:
+def named_kernel(model: Any, name: Any, gamma: float, degree: float, shift: float) -> k.Kernel:
     if callable(name):
         raise CallableKernel(f"a {type(model).__name__} with a kernel that is a function", "a kernel of the library", "it is explained by finite differences")
     made: dict[str, Callable[[], k.Kernel]] = {
@@ -138,7 +138,7 @@ def _dense(values: Any) -> Array:
 
 def _svm(model: Any) -> Reading:
     gamma = model._gamma if not callable(model.kernel) else 1.0
-    kernel = _named_kernel(model, model.kernel, gamma, model.degree, model.coef0)
+    kernel = named_kernel(model, model.kernel, gamma, model.degree, model.coef0)
     S, C, constant = _dense(model.support_vectors_), _dense(model.dual_coef_), np.atleast_1d(model.intercept_).astype(float)
     if not hasattr(model, "classes_"):
         values = model.decision_function if hasattr(model, "decision_function") else model.predict
@@ -167,7 +167,7 @@ def _pair_coefficients(dual: Array, counts: Array) -> Array:
 def _ridge(model: Any) -> Reading:
     S, C = _dense(model.X_fit_), columns(model.dual_coef_).T
     gamma = model.gamma if model.gamma is not None else 1.0 if model.kernel == "chi2" else 1.0 / S.shape[1]
-    kernel = _named_kernel(model, model.kernel, gamma, model.degree, model.coef0)
+    kernel = named_kernel(model, model.kernel, gamma, model.degree, model.coef0)
     return _expansion(model, kernel, S, C, np.zeros(len(C)), lambda X: model.predict(as_fitted(model, X)), of_outputs(len(C)))
 
 
@@ -218,7 +218,7 @@ def _gp(model: Any, kernel: Any) -> k.Kernel:
         return {"Sum": k.Sum, "Product": k.Product}[kind](_gp(model, kernel.k1), _gp(model, kernel.k2))
     if kind == "PairwiseKernel":
         options = kernel.pairwise_kernels_kwargs or {}
-        return _named_kernel(model, kernel.metric, kernel.gamma, options.get("degree", 3), options.get("coef0", 1))
+        return named_kernel(model, kernel.metric, kernel.gamma, options.get("degree", 3), options.get("coef0", 1))
     made: dict[str, Callable[[], k.Kernel]] = {
         "ConstantKernel": lambda: k.Constant(kernel.constant_value),
         "WhiteKernel": lambda: k.Constant(0.0),
