@@ -124,6 +124,7 @@ class InteractionScores:
     def at(self, examples: int | Sequence[int] | np.ndarray) -> InteractionScores:
         """Some of the examples, in the order given."""
         ids = np.atleast_1d(np.asarray(examples))
+        ids = ids if ids.size else ids.astype(np.int64)
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.size and (ids.min() < -self.n or ids.max() >= self.n)):
             raise InputError(f"examples={examples!r}", f"numbers below {self.n}", "so many examples there are")
         picked: dict[str, Any] = {name: value[ids] if len(value) == self.n else value for name in _ARRAYS if (value := getattr(self, name)) is not None}

@@ -115,10 +115,10 @@ def flag(scores: FeatureScores, i: int) -> str | None:
 # ---- images
 
 
-def channels_summed(values: np.ndarray, named: bool = False) -> np.ndarray:
+def channels_summed(values: np.ndarray) -> np.ndarray:
     """(n, height, width) from values with or without an axis of channels. Raises InputError for what is no image."""
     if values.ndim not in (3, 4):
-        raise InputError(f"an image of values of shape {values.shape}", "(n, height, width) or (n, channels, height, width)", "ask for another kind, or for none")
+        raise InputError(f"an image of values of shape (n, {str(values.shape[1:])[1:]}", "(n, height, width) or (n, channels, height, width)", "ask for another kind, or for none")
     axis = channel_axis(values.shape, "image")
     return values if axis is None else values.astype(np.float64).sum(axis)
 
