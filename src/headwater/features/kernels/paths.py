@@ -68,19 +68,21 @@ def by_points(both: Both, x: Array, b: Array, effort: Effort, kinks: bool = Fals
         return _found(along_line(_line(both, x, b, every, effort.chunk), _settings(effort, rule=effort.rule)), x.shape)
     if kinks:
         return _found(along_line(_line(both, x, b, every, effort.chunk), _settings(effort, tolerance=effort.tolerance or 1e-10)), x.shape)
-    found, left, goal = Values(np.zeros(x.shape), np.zeros(len(x), int), np.zeros(len(x), bool)), every, np.zeros(len(x))
+    found, left = Values(np.zeros(x.shape), np.zeros(len(x), int), np.zeros(len(x), bool)), every
+    goal, change = np.zeros(len(x)), np.zeros(len(x))
     for points in effort.levels:
         left = left[found.evaluations[left] + points + 2 <= effort.budget]
         if len(left):
             level = along_line(_line(both, x[left], b[left], left, effort.chunk), _settings(effort, rule=gauss_legendre(points)))
             _keep(found, left, level.values[0].numpy(), level.evaluations.numpy())
             goal[left] = effort.goal(level.start.numpy(), level.end.numpy())
-            found.converged[left] = np.abs(level.residual.numpy()) <= goal[left]
-            left = left[~found.converged[left]]
+            change[left] = (level.end - level.start).numpy()
+            left = left[np.abs(level.residual.numpy()) > goal[left]]
     left = left[found.evaluations[left] + COST <= effort.budget]
     for rows in np.array_split(left, max(1, len(left) * x.shape[1] // GROUP)) if len(left) else ():
         budget = effort.budget - int(found.evaluations[rows].max())
         _keep(found, rows, *bisected(_among(both, rows), x[rows], b[rows], goal[rows], budget, effort.chunk))
+    found.converged = np.abs(found.values.sum(1) - change) <= goal
     return found
 
 
