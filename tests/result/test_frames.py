@@ -46,6 +46,12 @@ def test_pixels_channels_and_tokens_are_found_by_their_places():
     assert last.to_frame().query("channel == 'y' and time == 7 and example == 0").score.item() == last.values[0, 7, 1]
 
 
+def test_each_dimension_of_an_embedding_has_its_token():
+    e = scores(random(1, 3, 2), kind="text", tokens=(("a", "b", "c"),))
+    frame = e.to_frame()
+    assert list(frame.token) == ["a", "a", "b", "b", "c", "c"] and list(frame.position) == [0, 0, 1, 1, 2, 2] and list(frame.dimension) == [0, 1] * 3
+
+
 def test_several_inputs_are_told_apart():
     e = every_structure()["dict"]
     frame = e.to_frame()

@@ -105,9 +105,13 @@ def test_it_is_drawn_and_written(tmp_path):
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(InputError, match="no examples"):
         Accumulator().summary()
-    with pytest.raises(InputError, match=r"3 parts(.|\n)*2, as in the batches before"):
+    with pytest.raises(InputError, match=r"3 parts(.|\n)*as in the batches before: 2 parts"):
         Accumulator().add(random(4, 2)).add(random(4, 3))
+    gathered = Accumulator().add(random(4, 2))
+    with pytest.raises(InputError):
+        gathered.add(random(4, 3))
+    assert gathered.summary().n == 4  # nothing was half done
     with pytest.raises(InputError, match="1 names for 2 parts"):
         Accumulator(("a",)).add(random(4, 2))
-    with pytest.raises(InputError, match="the same parts in every batch"):
+    with pytest.raises(InputError, match=r"a, c(.|\n)*the same parts as in the batches before(.|\n)*a, b"):
         Accumulator().add(scores(random(2, 2), feature_names=("a", "b"))).add(scores(random(2, 2), feature_names=("a", "c")))

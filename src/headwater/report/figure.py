@@ -78,22 +78,21 @@ def _scale(room: Any, ax: Any, limit: float) -> None:
     bar.outline.set_visible(False)
 
 
-def _token_lines(part: Tokens) -> list[list[tuple[int, str, float]]]:
-    """Lines of (column, text, score): pieces that do not fit go to the next line, a piece longer than a line is cut into several."""
-    lines: list[list[tuple[int, str, float]]] = [[]]
+def _token_lines(part: Tokens) -> list[list[tuple[int, str, str, float]]]:
+    """Lines of (column, text, arrow, score): what does not fit goes to the next line, what is longer than a line is cut into several."""
+    lines: list[list[tuple[int, str, str, float]]] = [[]]
     column = 0
     for (gap, token), score in zip(part.pieces, part.scores, strict=True):
         column += len(gap)
-        shown = readings.visible(token)
+        rest = readings.visible(token)
         arrow = marker(score) if readings.level(score, part.limit) > readings.LEVELS // 4 else ""
-        rest = shown + arrow
         while rest:
-            if column and column + min(len(rest), LETTERS) > LETTERS:
+            if column and column + min(len(rest) + 1, LETTERS) > LETTERS:
                 lines.append([])
                 column = 0
-            piece, rest = rest[:LETTERS], rest[LETTERS:]
-            lines[-1].append((column, piece, score))
-            column += len(piece)
+            piece, rest = rest[: LETTERS - 1], rest[LETTERS - 1 :]
+            lines[-1].append((column, piece, "" if rest else arrow, score))
+            column += len(piece) + bool(arrow and not rest)
         if "\n" in token:
             lines.append([])
             column = 0
@@ -109,17 +108,16 @@ def _tokens(room: Any, part: Tokens) -> None:
     ax.set_axis_off()
     size = 72 * INCHES * 0.96 / LETTERS / 0.602  # a letter of DejaVu Sans Mono is 0.602 of its size wide
     for row, line in enumerate(lines):
-        for column, piece, score in line:
+        for column, text, arrow, score in line:
             strength = readings.level(score, part.limit)
             colour = _UP if score > 0 else _DOWN
-            text = piece.rstrip("▲▼")
             if strength:
                 ax.add_patch(Rectangle((column, row + 0.12), len(text), 0.7, facecolor=colour, alpha=0.06 * strength, linewidth=0))
                 dash = "-" if score > 0 else (0, (2, 1.2))
                 ax.plot([column, column + len(text)], [row + 0.84] * 2, color=colour, linestyle=dash, linewidth=0.6 + 0.25 * strength, solid_capstyle="butt")
             ax.text(column, row + 0.5, _plain(text), family="monospace", fontsize=size, color=_INK, va="center")
-            if len(piece) > len(text):
-                ax.text(column + len(text) + 0.1, row + 0.3, piece[-1], family="monospace", fontsize=0.5 * size, color=colour, va="center")
+            if arrow:
+                ax.text(column + len(text) + 0.1, row + 0.3, arrow, family="monospace", fontsize=0.5 * size, color=colour, va="center")
     _named(room, part)
 
 

@@ -11,8 +11,9 @@ from headwater.report.markup import Markup, tag
 from headwater.report.numbers import number
 from headwater.report.png import data_uri
 
-# Blue-green and orange: told apart with every common kind of colour blindness, and both visible on the greys between FAINT and BRIGHT.
-UP, DOWN = np.array([0, 118, 156.0]), np.array([222, 92, 8.0])
+# Blue and orange: told apart with every common kind of colour blindness, both visible on the greys between FAINT and BRIGHT, and of different
+# brightness, so that a copy without colours still tells them apart.
+UP, DOWN = np.array([0, 104, 152.0]), np.array([236, 112, 18.0])
 FAINT, BRIGHT = 92.0, 236.0  # black and white of the image under the colours
 COVER = 0.92  # opacity of a full colour, so that the image can still be made out
 PIXELS = 96  # images up to this size are drawn with crisp pixels

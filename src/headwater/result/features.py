@@ -15,7 +15,7 @@ from headwater.result import files, frames, pages, pictures
 from headwater.result.arrays import Arrays, leaves, named_leaves, rebuilt, restructured
 from headwater.result.groups import grouped, merged_words
 from headwater.result.summary import Accumulator, Summary
-from headwater.result.views import views
+from headwater.result.views import part_name, views
 
 if TYPE_CHECKING:
     import pandas
@@ -130,11 +130,7 @@ class FeatureScores:
         found = views(self)
         flat = np.concatenate([view.flat for view in found], 1)
         order = np.argsort(sign * flat, axis=1, kind="stable")[:, :k]
-        shared = None if any(view.tokens is not None for view in found) else [name for view in found for name in view.parts()]
-        names = []
-        for i, ids in enumerate(order):
-            called = shared or [name for view in found for name in view.parts(i)]
-            names.append(tuple(called[j] for j in ids))
+        names = [tuple(part_name(found, int(j), i) for j in ids) for i, ids in enumerate(order)]
         return Strongest(tuple(names), np.take_along_axis(flat, order, 1), order, self.example_names)
 
     def group(self, groups: Any, axis: int | None = None) -> FeatureScores:

@@ -13,7 +13,7 @@ from headwater.report.examples import picture
 from headwater.report.numbers import number, signed
 from headwater.result.arrays import flattened
 from headwater.result.summary import Accumulator
-from headwater.result.views import View, channel_axis, views
+from headwater.result.views import View, channel_axis, part_name, views
 
 if TYPE_CHECKING:
     from headwater.result.features import FeatureScores
@@ -118,7 +118,9 @@ def flag(scores: FeatureScores, i: int) -> str | None:
 def channels_summed(values: np.ndarray) -> np.ndarray:
     """(n, height, width) from values with or without an axis of channels. Raises InputError for what is no image."""
     if values.ndim not in (3, 4):
-        raise InputError(f"an image of values of shape (n, {str(values.shape[1:])[1:]}", "(n, height, width) or (n, channels, height, width)", "ask for another kind, or for none")
+        raise InputError(
+            f"an image of values of shape (n, {str(values.shape[1:])[1:]}", "(n, height, width) or (n, channels, height, width)", "ask for another kind, or for none"
+        )
     axis = channel_axis(values.shape, "image")
     return values if axis is None else values.astype(np.float64).sum(axis)
 
@@ -206,13 +208,11 @@ def _channels(one: np.ndarray, axis: int | None) -> np.ndarray:
 
 def waterfall(scores: FeatureScores, found: Sequence[View], i: int, k: int, drawn_apart: int = 0) -> report.Part:
     """The way from the baseline's output to the output: the ``k`` largest pushes, all others as one step, what is missing as another."""
-    names = [name for view in found for name in view.parts(i)]
     values = np.concatenate([view.flat[i] for view in found])
     errors = np.concatenate([np.full(view.flat.shape[1], np.nan) if view.stderr is None else view.stderr[i].ravel() for view in found])
-    notes = [note for view in found for note in _notes(view, i)]
     order = np.argsort(-np.nan_to_num(np.abs(values), nan=np.inf), kind="stable")
     shown, rest = (order, order[:0]) if len(order) <= k + 1 else (order[:k], order[k:])
-    steps = [report.Step(names[j], float(values[j]), notes[j], None if np.isnan(errors[j]) else float(errors[j])) for j in shown]
+    steps = [report.Step(part_name(found, int(j), i), float(values[j]), _note(found, int(j), i), None if np.isnan(errors[j]) else float(errors[j])) for j in shown]
     if len(rest):
         steps.append(report.Step(f"{len(rest):,} others", float(values[rest].sum())))
     if drawn_apart:
@@ -225,14 +225,19 @@ def waterfall(scores: FeatureScores, found: Sequence[View], i: int, k: int, draw
     return report.Waterfall(title(scores, i), start, end, tuple(steps), subtitle(scores, i), flag(scores, i))
 
 
-def _notes(view: View, i: int) -> list[str]:
-    """The value of each part in the input, and in the baseline where that is another."""
-    given, reference = view.like_values("inputs"), view.like_values("reference")
-    if given is None:
-        return [""] * view.flat.shape[1]
-    if reference is None:
-        return [_value(v) for v in given[i]]
-    return [f"{_value(v)} (baseline {_value(b)})" if v != b else _value(v) for v, b in zip(given[i], reference[i], strict=True)]
+def _note(found: Sequence[View], j: int, i: int) -> str:
+    """The value of the part in place j, and that in the baseline where it is another; nothing where it is not known."""
+    for view in found:
+        size = view.values[0].size
+        if j < size:
+            given, reference = view.like_values("inputs"), view.like_values("reference")
+            if given is None:
+                return ""
+            if reference is None or given[i, j] == reference[i, j]:
+                return _value(given[i, j])
+            return f"{_value(given[i, j])} (baseline {_value(reference[i, j])})"
+        j -= size
+    raise IndexError(j)
 
 
 def _value(value: object) -> str:
@@ -242,15 +247,14 @@ def _value(value: object) -> str:
 
 def swarm(scores: FeatureScores, found: Sequence[View], rows: np.ndarray, k: int) -> report.Part:
     """A dot for every example and feature, features by mean size. Of very many examples a part is drawn, and said so."""
-    names = [name for view in found for name in view.parts()]
     values = np.concatenate([view.flat[rows] for view in found], 1)
     ranks = np.concatenate([_ranks(view, rows) for view in found], 1)
     sizes = np.abs(values).mean(0)
     drawn = np.arange(len(rows)) if len(rows) <= DOTS else np.linspace(0, len(rows) - 1, DOTS).round().astype(int)
     chosen = np.argsort(-sizes, kind="stable")[:k]
-    dots = tuple(report.Dots(names[j], values[drawn, j], ranks[drawn, j], number(float(sizes[j]))) for j in chosen)
+    dots = tuple(report.Dots(part_name(found, int(j)), values[drawn, j], ranks[drawn, j], number(float(sizes[j]))) for j in chosen)
     some = f"; {len(drawn)} of {len(rows):,} examples drawn, sizes are of all" if len(drawn) < len(rows) else ""
-    rest = f"; {len(names) - len(chosen):,} features with smaller pushes left out" if len(chosen) < len(names) else ""
+    rest = f"; {values.shape[1] - len(chosen):,} features with smaller pushes left out" if len(chosen) < values.shape[1] else ""
     return report.Swarm(dots, f"push on {scores.target}{some}{rest}", "mean size")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,46 +161,23 @@ class Accumulator:
         self._mean = self._squares = self._size = self._up = self._down = np.zeros(0)
         self._checked = self._missed = 0
         self._residual = self._worst = self._evaluations = 0.0
+        self._views: tuple[View, ...] = ()  # of no examples: they know what the parts are called
         self._facts: dict[str, Any] = {}
 
     def add(self, values: np.ndarray | FeatureScores) -> Accumulator:
         """Add values (n, ...), or scores with their residuals, evaluations and names. Returns itself."""
-        if not isinstance(values, np.ndarray):
-            return self._add_scores(values)
-        batch = Accumulator(self.names)
-        flat = flattened(values).astype(np.float64)
-        batch.n, batch.shape = len(flat), values.shape[1:]
-        if batch.n:
-            batch._mean, batch._size = flat.mean(0), np.abs(flat).mean(0)
-            batch._squares = ((flat - batch._mean) ** 2).sum(0)
-            batch._up, batch._down = (flat > 0).sum(0), (flat < 0).sum(0)
-        return self.merge(batch)
-
-    def _add_scores(self, scores: FeatureScores) -> Accumulator:
-        found = views(scores)
-        names = tuple(name for view in found for name in view.parts())
-        if self.names is not None and self.names != names:
-            raise InputError(
-                f"scores of {len(names)} parts {names[:3]} ...",
-                f"the same parts in every batch: {len(self.names)} parts {self.names[:3]} ...",
-                "explain all batches alike",
-            )
-        batch = Accumulator(names).add(np.concatenate([view.flat for view in found], 1))
-        batch.shape = found[0].values.shape[1:] if len(found) == 1 else None
-        batch._checked, batch._missed = scores.n, 0 if scores.converged is None else int((~scores.converged).sum())
-        sizes = np.abs(scores.residual)
-        if scores.n:
-            batch._residual, batch._worst, batch._evaluations = float(sizes.mean()), float(sizes.max()), float(np.mean(scores.evaluations))
-        batch._facts = {"kind": _kind(found), "target": scores.target, "baseline": scores.baseline, "method": scores.method}
-        return self.merge(batch)
+        return self.merge(_of_scores(values) if hasattr(values, "residual") else _of_values(np.asarray(values)))
 
     def merge(self, other: Accumulator) -> Accumulator:
         """Take in what another one has gathered. Returns itself."""
-        if self.n and other.n and self._mean.shape != other._mean.shape:
-            raise InputError(f"examples of {len(other._mean)} parts", f"{len(self._mean)}, as in the batches before", "add explanations of inputs of one shape")
-        self.names = self.names or other.names
-        if self.names is not None and other.n and len(self.names) != len(other._mean):
-            raise InputError(f"{len(self.names)} names for {len(other._mean)} parts", "one name each", "check the names")
+        mine, theirs = _form(self), _form(other)
+        if self.n and other.n and (len(self._mean) != len(other._mean) or (self._views and other._views and mine != theirs)):
+            given, expected = (f"{len(which._mean)} parts ({form})" for which, form in ((other, theirs), (self, mine)))
+            raise InputError(f"examples of {given}", f"the same parts as in the batches before: {expected}", "add explanations of inputs of one form")
+        names = self.names or other.names
+        if names is not None and other.n and len(names) != len(other._mean):
+            raise InputError(f"{len(names)} names for {len(other._mean)} parts", "one name each", "check the names")
+        self.names, self._views = names, self._views or other._views
         if not other.n:
             return self
         if not self.n:
@@ -223,17 +200,47 @@ class Accumulator:
         """What has been gathered so far. Raises InputError where that is nothing."""
         if not self.n:
             raise InputError("a summary of no examples", "at least one", "add values first")
-        names = self.names or View("", np.zeros((1, *(self.shape or ()))), None, None, None, "array", _axes(self.shape), None, None).parts()
+        plain = View("", np.zeros((0, *(self.shape or ()))), None, None, None, "array", _axes(self.shape), None, None)
+        names = self.names or [name for view in self._views or (plain,) for name in view.parts()]
         errors = (self._residual, self._worst, self._missed, self._evaluations) if self._checked == self.n else (None, None, self._missed, None)
         means = (self._mean, self._size, np.sqrt(self._squares / self.n), self._up / self.n, self._down / self.n)
         facts: dict[str, Any] = {"shape": self.shape, **self._facts}
         return Summary(tuple(names), *means, self.n, *errors, **facts)
 
 
+def _of_values(values: np.ndarray) -> Accumulator:
+    """What one batch of values says by itself."""
+    batch, flat = Accumulator(), flattened(values).astype(np.float64)
+    batch.n, batch.shape = len(flat), values.shape[1:]
+    if batch.n:
+        batch._mean, batch._size = flat.mean(0), np.abs(flat).mean(0)
+        batch._squares = ((flat - batch._mean) ** 2).sum(0)
+        batch._up, batch._down = (flat > 0).sum(0), (flat < 0).sum(0)
+    return batch
+
+
+def _of_scores(scores: Any) -> Accumulator:
+    """What one batch of scores says by itself."""
+    found = views(scores)
+    batch = _of_values(np.concatenate([view.flat for view in found], 1))
+    batch.shape = found[0].values.shape[1:] if len(found) == 1 else None
+    batch._views = tuple(replace(view, values=view.values[:0], stderr=None, inputs=None, reference=None) for view in found)
+    batch._checked, batch._missed = scores.n, 0 if scores.converged is None else int((~scores.converged).sum())
+    if scores.n:
+        sizes = np.abs(scores.residual)
+        batch._residual, batch._worst, batch._evaluations = float(sizes.mean()), float(sizes.max()), float(np.mean(scores.evaluations))
+    kind = found[0].kind if len(found) == 1 else "table"
+    batch._facts = {"kind": kind, "target": scores.target, "baseline": scores.baseline, "method": scores.method}
+    return batch
+
+
+def _form(gathered: Accumulator) -> str:
+    """What kind of inputs has been gathered, in words."""
+    shapes = ", ".join(f"{view.name or 'input'} {view.values.shape[1:]}" for view in gathered._views)
+    named = [", ".join(view.feature_names[:6]) for view in gathered._views if view.feature_names]
+    return "; ".join([shapes or str(gathered.shape), *named])
+
+
 def _axes(shape: tuple[int, ...] | None) -> tuple[str, ...]:
     count = len(shape or ())
     return ("feature",) if count == 1 else tuple(f"axis {k}" for k in range(1, count + 1))
-
-
-def _kind(found: list[View]) -> str:
-    return found[0].kind if len(found) == 1 else "table"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,20 +48,20 @@ class View:
 
     def parts(self, example: int | None = None) -> list[str]:
         """What each part is called, in the order of :attr:`flat`; tokens are those of one example."""
+        return [self.part(j, example) for j in range(math.prod(self.values.shape[1:]))]
+
+    def part(self, j: int, example: int | None = None) -> str:
+        """What the part in place j of :attr:`flat` is called."""
         before = f"{self.name}: " if self.name else ""
-        if self.tokens is not None and self.values.ndim == 2:
-            written = () if example is None else self.tokens[example]
-            return [f"{before}{written[k]} ({k})" if k < len(written) else f"{before}position {k}" for k in range(self.values.shape[1])]
-        return [before + self._place(index) for index in np.ndindex(self.values.shape[1:])]
+        if self.tokens is not None and self.values.ndim == 2 and example is not None and j < len(self.tokens[example]):
+            return f"{before}{self.tokens[example][j]} ({j})"
+        return before + self._place(tuple(map(int, np.unravel_index(j, self.values.shape[1:]))))
 
     def _place(self, index: tuple[int, ...]) -> str:
-        if not index:
-            return self.feature_names[0] if self.feature_names and len(self.feature_names) == 1 else "value"
-        last = self.feature_names[index[-1]] if self.feature_names else None
-        if len(index) == 1:
-            return last or f"{self.axes[-1]} {index[-1]}"
-        sizes = self.values.shape[1:]
-        words = [last if last and a == len(index) - 1 else f"{self.axes[a]} {k}" for a, k in enumerate(index) if sizes[a] > 1 or (last and a == len(index) - 1)]
+        sizes, last = self.values.shape[1:], len(index) - 1
+        words = [f"{self.axes[a]} {k}" for a, k in enumerate(index) if sizes[a] > 1 and not (self.feature_names and a == last)]
+        if self.feature_names:
+            words.append(self.feature_names[index[-1]])
         return ", ".join(words) or f"{self.axes[-1]} {index[-1]}"
 
     def like_values(self, name: str) -> np.ndarray | None:
@@ -144,3 +145,13 @@ def _axes(kind: str, shape: tuple[int, ...], named: bool) -> tuple[str, ...]:
     if kind == "text":
         return ("position", "dimension")[: len(shape) - 1]
     return ("feature",)[: len(shape) - 1] if kind == "table" else tuple(f"axis {k}" for k in range(1, len(shape)))
+
+
+def part_name(found: Sequence[View], j: int, example: int | None = None) -> str:
+    """What the part in place j of all inputs in a row is called."""
+    for view in found:
+        size = math.prod(view.values.shape[1:])
+        if j < size:
+            return view.part(j, example)
+        j -= size
+    raise IndexError(j)
