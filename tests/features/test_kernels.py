@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn import cross_decomposition, discriminant_analysis, gaussian_process, kernel_ridge, linear_model, naive_bayes, neural_network, svm
+from sklearn.gaussian_process import kernels as gp
 
 from headwater.errors import InputError
 from headwater.features import baselines, kernels
 from headwater.features.kernels import estimators, functions
 from headwater.features.kernels.panels import bisected
 from headwater.features.question import Question
-
-pytest.importorskip("sklearn")
-from sklearn import cross_decomposition, discriminant_analysis, gaussian_process, kernel_ridge, linear_model, naive_bayes, neural_network, svm
-from sklearn.gaussian_process import kernels as gp
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5))
