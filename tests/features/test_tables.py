@@ -43,6 +43,7 @@ def test_names_are_those_given_else_those_of_the_frame():
         (np.where(X == 4, np.inf, X), {"missing": True}, "inf in row 1, column 1"),
         (FRAME[["b", "a", "c"]], {}, "column 0 named 'b'"),
         (MIXED, {}, "not a table of numbers"),
+        (sparse.csr_matrix((1 << 15, 1 << 15)), {}, "32,768 by 32,768"),
         (X, {"feature_names": ["a"]}, "1 feature_names for 3 columns"),
     ],
 )
@@ -53,6 +54,11 @@ def test_a_bad_table_is_refused_by_name(inputs, options, says):
 
 def test_a_missing_value_passes_where_it_may():
     assert np.isnan(tables.table(np.where(X == 4, np.nan, X), missing=True).values[1, 1])
+
+
+def test_a_model_that_knows_names_is_given_them():
+    assert list(tables.as_fitted(Fitted(), X).columns) == ["a", "b", "c"]
+    assert tables.as_fitted(object(), X) is X
 
 
 def test_a_class_is_known_through_what_it_inherits():

@@ -17,6 +17,10 @@ from headwater.errors import InputError
 from headwater.features import baselines
 
 
+DENSE = 1 << 28
+"""Numbers in a dense table, at most: 2 GiB."""
+
+
 def named(model: Any, *names: str) -> bool:
     """Whether the model's class, or one that it inherits from, has one of these names: ``"sklearn.svm.SVC"`` (top package and class).
 
@@ -76,7 +80,9 @@ def table(inputs: Any, model: Any = None, feature_names: Sequence[str] | None = 
 
 
 def numbers(inputs: Any) -> np.ndarray:
-    """An array-like as float64. Raises InputError for text."""
+    """An array-like as float64. Raises InputError for text, and for sparse inputs that would not fit: answers are dense."""
+    if is_sparse(inputs) and inputs.shape[0] * inputs.shape[1] > DENSE:
+        raise InputError(f"sparse inputs of {inputs.shape[0]:,} by {inputs.shape[1]:,}", f"at most {DENSE:,} numbers, as answers are dense", "explain fewer rows at once")
     if isinstance(inputs, Tensor):
         inputs = inputs.detach().cpu()
     try:

@@ -119,7 +119,7 @@ def _one(question: Question, function: Function, pair: Pair, how: Sweeps | None,
     if how is None and not pair.inputs.switched.any():
         by_sweeps = _smooth(question, function, pair, found, bar)
     if len(by_sweeps):
-        _sweep(question, function, pair, how or _affordable(question, pair), found, by_sweeps, bar)
+        _sweep(question, function, pair, how or _affordable(question, pair, int(found.calls.max())), found, by_sweeps, bar)
     return found
 
 
@@ -144,7 +144,7 @@ def _smooth(question: Question, function: Function, pair: Pair, found: Found, ba
     _take(found, rows, look, moved, pair)
     change = found.output - found.baseline_output
     off = np.abs(found.values.sum(1) - change)
-    flat = (slopes.flat * 2 >= slopes.seen) & (off > 1e-3 * np.abs(change)) & (change != 0)
+    flat = (slopes.flat * 2 >= slopes.seen) & (slopes.high > slopes.low) & (off >= 1e-3 * np.abs(change))
     left = rows[~flat & (off > goal)]
     if len(left) and question.rule is None:
         most = GRADIENTS if question.max_evaluations is None else int(question.max_evaluations // (CALLS * max(1, moved.max()) + 1))
@@ -165,13 +165,13 @@ def _take(found: Found, rows: Array, more: Any, moved: Array, pair: Pair) -> Non
     found.calls[rows] += more.evaluations * (CALLS * moved[rows] + 1)
 
 
-def _affordable(question: Question, pair: Pair) -> Sweeps:
-    """The sweeps that the budget allows."""
+def _affordable(question: Question, pair: Pair, spent: int) -> Sweeps:
+    """The sweeps that the budget allows after so many calls."""
     how = Sweeps()
     if question.max_evaluations is None:
         return how
     features = int((pair.x != pair.b).sum(1).max())
-    while how.calls(features) > question.max_evaluations and (how.segments > 1 or how.orders > 2):
+    while how.calls(features) + spent > question.max_evaluations and (how.segments > 1 or how.orders > 2):
         how = Sweeps(how.segments // 2 or 1, how.orders) if how.segments > 1 else Sweeps(1, 2)
     return how
 
@@ -182,10 +182,12 @@ def _sweep(question: Question, function: Function, pair: Pair, how: Sweeps, foun
     found.values[rows] = each.mean(0)
     found.calls[rows] += how.calls(int((pair.x != pair.b)[rows].any(0).sum()))
     found.swept[rows] = True
-    found.converged[rows] = True
+    found.converged[rows] = False
     if how.orders > 1:
         found.stderr = np.zeros_like(pair.x) if found.stderr is None else found.stderr
         found.stderr[rows] = each.std(0, ddof=1) / how.orders**0.5
+        sizes = [np.linalg.norm(v[rows], axis=1) for v in (found.stderr, found.values)]
+        found.converged[rows] = sizes[0] <= (question.tolerance or 0.0) * sizes[1]  # completeness proves nothing here: the spread is judged
 
 
 # ---- the answer -----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ CALLS = 4
 
 @dataclass
 class Slopes:
-    """The gradient field of ``values`` on the paths from b to x (n, F), and how many of its gradients were zero throughout."""
+    """The gradient field of ``values`` on the paths from b to x (n, F), and of each path how many gradients were
+    ``seen``, how many were zero throughout (``flat``), and between which values f went (``low``, ``high``)."""
 
     values: Values
     x: Array
@@ -31,9 +32,12 @@ class Slopes:
     dtype: np.dtype[Any]
     seen: Array = field(init=False)
     flat: Array = field(init=False)
+    low: Array = field(init=False)
+    high: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.seen, self.flat = np.zeros(len(self.x), int), np.zeros(len(self.x), int)
+        self.low, self.high = np.full(len(self.x), np.inf), np.full(len(self.x), -np.inf)
 
     def both(self, points: Array, rows: Array) -> tuple[Array, Array]:
         """f (m,) and its gradients (m, F); 0 where a coordinate does not move."""
@@ -42,7 +46,10 @@ class Slopes:
         zero = ~(first.any(1) | second.any(1))
         np.add.at(self.seen, rows, 1)
         np.add.at(self.flat, rows, zero.astype(int))
-        return self.values(points, rows), gradient
+        value = self.values(points, rows)
+        np.minimum.at(self.low, rows, value)
+        np.maximum.at(self.high, rows, value)
+        return value, gradient
 
     def at(self, points: Array, rows: Array, times: int) -> Array:
         """Central differences (m, F) with ``times`` the step."""

@@ -184,7 +184,7 @@ class Function:
         if self.told is None:
             value = np.asarray(self.target(outputs), dtype=float)
         else:
-            value = self.told.pick(torch.from_numpy(np.ascontiguousarray(outputs, dtype=float)), torch.from_numpy(rows)).numpy()
+            value = self.told.pick(torch.from_numpy(np.array(outputs, dtype=float)), torch.from_numpy(rows)).numpy()
         if value.shape != (len(rows),):
             raise InputError(f"a target of shape {value.shape} for {len(rows)} examples", "one number for each", "reduce every axis but the first")
         if not np.isfinite(value).all():
