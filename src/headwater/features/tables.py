@@ -16,7 +16,6 @@ from torch import Tensor
 from headwater.errors import InputError
 from headwater.features import baselines
 
-
 DENSE = 1 << 28
 """Numbers in a dense table, at most: 2 GiB."""
 
