@@ -230,6 +230,8 @@ def test_frames_come_as_frames_and_estimators_do_not_warn():
     model = LogisticRegression().fit(frame, LABEL)
     e = ask(model.decision_function, frame.iloc[:5], baseline=dict(zip("abcd", B, strict=True)))
     np.testing.assert_allclose(e.values, model.coef_ * (X[:5] - B), atol=1e-9)
+    mean = ask(model.decision_function, frame.iloc[:5], baseline=baselines.mean(frame[list("dcba")]))
+    np.testing.assert_allclose(mean.values, model.coef_ * (X[:5] - X.mean(0)), atol=1e-9)
 
 
 def test_several_baselines():

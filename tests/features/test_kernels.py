@@ -8,7 +8,7 @@ from sklearn.gaussian_process import kernels as gp
 
 from headwater.errors import InputError
 from headwater.features import baselines, kernels
-from headwater.features.kernels import estimators, functions
+from headwater.features.kernels import estimators, functions, readings
 from headwater.features.kernels.panels import bisected
 from headwater.features.question import Question
 
@@ -192,6 +192,27 @@ def test_the_gaussian_is_exact_however_narrow_or_wide(gamma):
     near = B[:2] + 1e-7 * X[:4, :2]
     slope = functions.Gaussian(gamma).gradient(B[None, :2], model.support_vectors_, model.dual_coef_)
     np.testing.assert_allclose(ask(model, near, baseline=B[:2]).values, (near - B[:2]) * slope, rtol=1e-3, atol=1e-12 * np.abs(slope).max())
+
+
+@pytest.mark.parametrize(
+    "kernel", [functions.Laplacian(0.7), functions.Gaussian(0.7), functions.AdditiveChiSquared(), functions.Sigmoid(0.3, 0.1)], ids=lambda k: type(k).__name__
+)
+def test_mean_gradients_are_right_in_coordinates_that_stand_still(kernel):
+    """They do not matter for the values, but do when gradients are pulled back through a step that mixes columns."""
+    S, x, b, c = np.abs(X[:9]), np.abs(X[10:13]), np.abs(X[20:21]) * np.ones((3, 1)), np.linspace(-1, 1, 9)
+    x[:, 2] = b[:, 2]
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    t, w = ((np.arange(600)[:, None] + (1 + nodes) / 2) / 600).ravel(), np.tile(weights / 1200, 600)
+    numeric = [w @ kernel.gradient(q + t[:, None] * (p - q), S, np.tile(c, (len(t), 1))) for p, q in zip(x, b, strict=True)]
+    np.testing.assert_allclose(kernel.mean(x, b, S, c), numeric, atol=2e-3)
+
+
+@pytest.mark.parametrize(("low", "high"), [(3.0, 4.0), (-5.0, -4.5), (-1.0, 2.0), (6.0, 9.0)])
+def test_differences_of_error_functions_keep_their_digits(low, high):
+    from scipy.integrate import quad
+
+    area = quad(lambda t: np.exp(-(t * t)), low, high, epsabs=0, epsrel=1e-12)[0] * 2 / np.pi**0.5
+    np.testing.assert_allclose(functions._erf_between(np.array([low]), np.array([high])), area, rtol=1e-10)
 
 
 def test_a_polynomial_is_exact_by_hand():
@@ -398,3 +419,10 @@ def test_only_what_it_reads_is_recognised():
     assert estimators.known(svm.SVC()) and estimators.known(linear_model.Ridge())
     for other in (RandomForestClassifier(), svm.SVC, np.zeros(3), lambda z: z):
         assert not kernels.recognises(Question(other, X))
+
+
+def test_the_rate_of_the_logistic_function_keeps_its_digits_in_its_tails():
+    rate = readings._logistic_rate
+    np.testing.assert_allclose(rate(np.array([30.0]), np.array([40.0])), (np.exp(-30) - np.exp(-40)) / 10, rtol=1e-12)
+    np.testing.assert_allclose(rate(np.array([-30.0]), np.array([-40.0])), (np.exp(-30) - np.exp(-40)) / 10, rtol=1e-12)
+    np.testing.assert_allclose(rate(np.array([1.0, -900.0]), np.array([1.0, 900.0])), [np.exp(-1) / (1 + np.exp(-1)) ** 2, 1 / 1800], rtol=1e-14)

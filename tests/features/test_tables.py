@@ -116,6 +116,7 @@ def test_an_output_is_its_index():
         (pd.DataFrame({"c": [3], "a": [1], "b": [2]}), [[1, 2, 3]]),
         (X + 1, X + 1),
         (baselines.mean(X), X.mean(0, keepdims=True)),
+        (baselines.mean(FRAME[["c", "b", "a"]]), X.mean(0, keepdims=True)),
     ],
 )
 def test_a_baseline_of_numbers(baseline, point):

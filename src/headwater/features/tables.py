@@ -86,7 +86,7 @@ def numbers(inputs: Any) -> np.ndarray:
         inputs = inputs.detach().cpu()
     try:
         if is_frame(inputs):
-            return cast(np.ndarray, inputs.to_numpy(dtype=np.float64, na_value=np.nan))
+            return np.array(inputs.to_numpy(dtype=np.float64, na_value=np.nan))  # a copy: pandas' own may be read-only, which torch refuses
         return np.asarray(inputs.toarray() if is_sparse(inputs) else inputs, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"inputs that are not a table of numbers ({error})", "numbers", "explain the pipeline that encodes its text columns") from error
@@ -234,7 +234,9 @@ def references(baseline: Any, x: Any, names: Sequence[str] | None = None, seed: 
         rows = rows.reshape(1, -1) if rows.ndim == 1 else rows
         _check_rows(rows.shape, x.shape)
         return Against([_finite(rows, True)], np.ones(1), "a given point")
-    found_ = baselines.references(baseline, (torch.from_numpy(np.ascontiguousarray(x)),), seed)
+    if is_frame(getattr(baseline, "data", None)):
+        baseline = replace(baseline, data=_named_rows(baseline.data, x, names))  # by the names of the columns, whatever their order
+    found_ = baselines.references(baseline, (torch.from_numpy(np.array(x)),), seed)
     return Against([point.numpy() for point in found_.points[0].double()], found_.weights.numpy(), found_.name)
 
 

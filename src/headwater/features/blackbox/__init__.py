@@ -15,7 +15,7 @@ from tqdm import tqdm
 from headwater.errors import InputError
 from headwater.features import tables
 from headwater.features.blackbox.differences import CALLS, Slopes
-from headwater.features.blackbox.function import Array, Function, Pair, read_inputs
+from headwater.features.blackbox.function import Array, Function, Pair, numeric, read_inputs
 from headwater.features.blackbox.sweeps import Sweeps, swept
 from headwater.features.kernels.paths import Effort, by_points
 from headwater.features.quadrature import gauss_legendre
@@ -94,11 +94,10 @@ def _path(question: Question) -> Sweeps | None:
 
 def _references(question: Question, inputs: Any) -> tables.Against:
     if tables.is_frame(inputs.given):
-        text = inputs.switched.any()
-        if text or tables.is_frame(question.baseline) or hasattr(question.baseline, "data"):
+        if not all(numeric(inputs.given[name]) for name in inputs.given.columns):
             return tables.references(question.baseline, inputs.given, inputs.names, question.seed, missing=True)
         values = tables.numbers(inputs.given)
-        found = tables.references(question.baseline, values, inputs.names, question.seed)
+        found = tables.references(question.baseline, values, inputs.names, question.seed, missing=bool(np.isnan(values).any()))
         columns = list(inputs.given.columns)
         return tables.Against([type(inputs.given)(p, columns=columns) for p in found.points], found.weights, found.name)
     values = tables.numbers(inputs.given)

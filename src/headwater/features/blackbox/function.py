@@ -85,7 +85,7 @@ def read_inputs(question: Question) -> Inputs:
     names = tables.column_names(given, question.feature_names)
     if tables.is_frame(given):
         frame = given.reset_index(drop=True)
-        switched = np.array([not _numeric(frame[name]) or bool(frame[name].isna().any()) for name in frame.columns])
+        switched = np.array([not numeric(frame[name]) or bool(frame[name].isna().any()) for name in frame.columns])
         return Inputs(frame, switched | _declared(question.discrete, names, len(switched)), names, (len(switched),), np.dtype(float))
     if isinstance(given, Tensor):
         given = given.detach().cpu()
@@ -104,7 +104,8 @@ def read_inputs(question: Question) -> Inputs:
     return Inputs(given, missing | _declared(question.discrete, names, flat.shape[1]), names, values.shape[1:], dtype)
 
 
-def _numeric(column: Any) -> bool:
+def numeric(column: Any) -> bool:
+    """Whether a frame's column holds numbers that can be interpolated: not text, truth values or categories."""
     kind = getattr(column.dtype, "kind", "O")
     return kind in "iuf" and column.dtype.name != "category"
 
