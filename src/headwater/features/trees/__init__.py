@@ -17,12 +17,17 @@ import numpy as np
 from headwater.errors import InputError
 from headwater.features import baselines, tables
 from headwater.features.question import Question
-from headwater.features.trees import discrete, walk
+from headwater.features.trees import discrete, from_sklearn, walk
 from headwater.features.trees.forest import Forest
 from headwater.result import FeatureScores
 
 LIBRARIES = {"sklearn": "from_sklearn", "xgboost": "from_xgboost", "lightgbm": "from_lightgbm", "catboost": "from_catboost"}
-TREES = ("tree", "ensemble")
+CLASSES = {
+    "sklearn": tuple(name for name, _ in from_sklearn.READERS),
+    "xgboost": ("XGBModel", "Booster"),
+    "lightgbm": ("LGBMModel", "Booster"),
+    "catboost": ("CatBoost",),
+}
 SUPPORTED = (
     "decision trees, random and extra forests, gradient boosting, histogram gradient boosting, AdaBoostClassifier and IsolationForest of scikit-learn; "
     "XGBoost (gbtree, dart); LightGBM (constant leaves); CatBoost (numeric features)"
@@ -32,19 +37,14 @@ SUPPORTED = (
 def recognises(question: Question) -> bool:
     """Whether the model is an ensemble of trees (or a single one) of a library that is loaded.
 
-    Of ``sklearn.ensemble``, forests and boosting count; voting, stacking and bagging are models of models.
+    Voting, stacking and bagging are models of models, and none of these.
     """
     return _family(question.model) is not None
 
 
 def _family(model: Any) -> str | None:
-    for kind in type(model).__mro__:
-        top, *rest = kind.__module__.split(".")
-        if top not in LIBRARIES or top not in sys.modules:
-            continue
-        if top != "sklearn":
-            return top if hasattr(model, "predict") else None
-        if rest[:1] and rest[0] in TREES and hasattr(model, "predict") and not kind.__name__.startswith(("Voting", "Stacking", "Bagging", "BaseBagging", "_")):
+    for top in LIBRARIES:
+        if top in sys.modules and tables.named(model, *(f"{top}.{name}" for name in CLASSES[top])):
             return top
     return None
 

@@ -35,7 +35,7 @@ def parts(forest: Forest, x: np.ndarray, points: np.ndarray, discrete: Any, name
     >>> from headwater.features.trees.forest import joined
     >>> stump = dict(left=np.array([1, -1, -1]), right=np.array([2, -1, -1]), feature=np.zeros(3), threshold=np.array([1e-35, 0, 0]), value=np.array([[0], [1], [2]]))
     >>> forest = joined([stump], output=None, base=np.zeros(1), features=1, library="by hand")
-    >>> parts(forest, np.ones((1, 1)), np.zeros((1, 1, 1)), "auto", None)[0].cuts[0]
+    >>> float(parts(forest, np.ones((1, 1)), np.zeros((1, 1, 1)), "auto", None)[0].cuts[0])
     0.5
     """
     cuts = forest.cuts
@@ -67,11 +67,13 @@ def _splits(forest: Forest, j: int) -> np.ndarray:
 
 
 def _parts_integers(cuts: np.ndarray) -> bool:
+    cuts = cuts[np.abs(cuts) < 3e38]  # others only part missing values from the rest
     halves = 2 * cuts
     return bool(((np.abs(halves - np.rint(halves)) <= 4 * np.spacing(np.abs(halves))) | (np.abs(cuts) < 1e-30)).all())
 
 
 def _moves(cuts: np.ndarray, moved: np.ndarray, at: np.ndarray) -> bool:
+    at = at & (np.abs(cuts) < 3e38)
     return bool((np.abs(cuts[at] - moved[at]) > 1e-9 * np.maximum(1, np.abs(cuts[at]))).any())
 
 

@@ -16,6 +16,7 @@ from numba import njit, uint32
 DEFAULT_FIRST, ZERO_IS_MISSING, NAN_IS_MISSING, CATEGORY = 1, 2, 4, 8
 TINY = 1.0000000180025095e-35  # LightGBM's kZeroThreshold, a float32
 GRID = 1.5 * 2.0**20
+LN2 = 0.6931471805599453
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -48,10 +49,7 @@ def leaves(nodes: np.ndarray, kinds: np.ndarray, starts: np.ndarray, words: np.n
             node = roots[t]
             f = nodes[node].f
             while f >= 0:
-                if general:
-                    first = _goes_first(x[i, f], nodes[node].c, kinds[node], starts, words)
-                else:
-                    first = x[i, f] <= nodes[node].c
+                first = _goes_first(x[i, f], nodes[node].c, kinds[node], starts, words) if general else x[i, f] <= nodes[node].c
                 node = nodes[node].k + (0 if first else 1)
                 f = nodes[node].f
             found[i, t] = node
@@ -220,27 +218,26 @@ def _averages(phi: np.ndarray, weights: np.ndarray, total: np.ndarray, spread: n
 
 @njit(nogil=True, cache=True)
 def _touches(
-    nodes: np.ndarray, kinds: np.ndarray, starts: np.ndarray, words: np.ndarray, root: int, tree: int, deepest: int, xb: np.ndarray, general: bool,
-    at: list, leaf: list, owner: list, begin: list, members: list,
-) -> None:  # fmt: skip
+    nodes: np.ndarray, kinds: np.ndarray, starts: np.ndarray, words: np.ndarray, root: int, tree: int, xb: np.ndarray, general: bool,
+    sides: np.ndarray, places: np.ndarray, held: np.ndarray, times: np.ndarray, count: int, at: np.ndarray, what: np.ndarray, members: np.ndarray,
+) -> int:  # fmt: skip
     """One tree, one pair: the same walk as :func:`walk`, written down. Each occupied leaf box is listed where it opens and where it closes.
 
-    at: the place; leaf: the leaf; owner: its tree; members[begin[k]:begin[k + 1]]: twice the feature, plus 1 where it must have moved
-    for the box to be occupied (0: must not have moved).
+    at (touches,): the place; what (touches, 4): the leaf, its tree, and where its members begin and end; members: twice the feature, plus 1
+    where it must have moved for the box to be occupied (0: must not have moved). Returns the new count of touches, or -1 where they do not fit.
     """
-    sides, places = np.empty(deepest + 1, np.int64), np.empty(deepest + 1)
-    held, times = np.empty((deepest + 1, 2), np.int64), np.empty((deepest + 1, 2))
     node, depth, waiting, s, e = np.int64(root), 0, 0, 0.0, np.inf
     while True:
         while nodes[node].f >= 0:
             f, c, child = np.int64(nodes[node].f), nodes[node].c, np.int64(nodes[node].k)
             b, to = xb[f, 0], xb[f, 1]
             a = (c - b) * xb[f, 2] + GRID
-            first_b, first_x = b <= c, to <= c
             if general:
                 first_b = _goes_first(b, c, kinds[node], starts, words)
                 first_x = _goes_first(to, c, kinds[node], starts, words)
                 a = _place(a, b, to, c, xb[f, 2], kinds[node])
+            else:
+                first_b, first_x = b <= c, to <= c
             child_b, child_x = child + (0 if first_b else 1), child + (0 if first_x else 1)
             if first_b == first_x or a > e:
                 node = child_b
@@ -258,18 +255,23 @@ def _touches(
             waiting += 1
             depth += 1
             node, s = child_x, a
-        for when, moved in ((s, 1), (e, 0)):
+        for moved in range(1, -1, -1):
+            when = s if moved else e
             if when < GRID or when == np.inf or (moved == 0 and s == e):
                 continue
+            end = what[count - 1, 3] if count else 0
+            if count == len(at) or end + depth > len(members):
+                return -1
+            at[count] = when
+            what[count, 0], what[count, 1], what[count, 2] = np.int64(nodes[node].c), tree, end
             for d in range(depth):
                 if places[d] == when and (sides[d] & 1 == moved or s == e):
-                    members.append(sides[d])  # noqa: PERF401
-            at.append(when)
-            leaf.append(np.int64(nodes[node].c))
-            owner.append(tree)
-            begin.append(len(members))
+                    members[end] = sides[d]
+                    end += 1
+            what[count, 3] = end
+            count += 1
         if waiting == 0:
-            return
+            return count
         waiting -= 1
         depth = held[waiting, 1]
         sides[depth] ^= 1
@@ -278,182 +280,126 @@ def _touches(
 
 
 @njit(nogil=True, cache=True)
+def touches(
+    nodes: np.ndarray, kinds: np.ndarray, starts: np.ndarray, words: np.ndarray, roots: np.ndarray, deepest: int,
+    x: np.ndarray, points: np.ndarray, i: int, general: bool, at: np.ndarray, what: np.ndarray, members: np.ndarray,
+) -> int:  # fmt: skip
+    """What all trees do on the path of row i; see :func:`_touches`."""
+    xb = _pairs(x[i : i + 1], points[:1] if points.shape[1] == 1 else points[:1, i : i + 1])[0]
+    sides, places = np.empty(deepest + 1, np.int64), np.empty(deepest + 1)
+    held, times = np.empty((deepest + 1, 2), np.int64), np.empty((deepest + 1, 2))
+    count = 0
+    for t in range(len(roots)):
+        count = _touches(nodes, kinds, starts, words, roots[t], t, xb, general, sides, places, held, times, count, at, what, members)
+        if count < 0:
+            return -1
+    return count
+
+
+@njit(nogil=True, cache=True)
 def _linked(m: np.ndarray, weights: np.ndarray, kind: int, slope: float) -> float:
     """``Σ weights link(m)``, as :class:`headwater.features.trees.forest.Link` has it."""
-    total = 0.0
-    if kind == 2:
-        top, norm = m.max(), 0.0
-        for k in range(len(m)):
-            e = np.exp(slope * (m[k] - top))
-            norm += e
-            total += weights[k] * e
-        return total / norm
+    total, norm, top = 0.0, 0.0, -np.inf
+    for k in range(len(m)):
+        top = max(top, slope * m[k])
     for k in range(len(m)):
         z = slope * m[k]
         value = z
         if kind == 1:
             value = 1 / (1 + np.exp(-z))
+        elif kind == 2:
+            value = np.exp(z - top)
+            norm += value
         elif kind == 3:
             value = np.exp(z)
         elif kind == 4:
-            value = -np.exp2(-z)
+            value = -np.exp(-z * LN2)
         total += weights[k] * value
-    return total
+    return total / norm if kind == 2 else total
 
 
 @njit(nogil=True, cache=True)
-def _add(m: np.ndarray, values: np.ndarray, output: np.ndarray, leaf: int, tree: int, scale: float) -> None:
-    if values.shape[1] == 1 and len(output):
-        m[output[tree]] += scale * values[leaf, 0]
+def _slope(m: np.ndarray, weights: np.ndarray, kind: int, slope: float, k: int, linked: float) -> float:
+    """The derivative of :func:`_linked`, whose value is ``linked``, by margin k."""
+    z = slope * m[k]
+    if kind == 1:
+        return weights[k] * slope / (2 + np.exp(z) + np.exp(-z))
+    if kind == 2:
+        norm = 0.0
+        for other in range(len(m)):
+            norm += np.exp(slope * m[other] - z)
+        return slope * (weights[k] - linked) / norm
+    if kind == 3:
+        return weights[k] * slope * np.exp(z)
+    return weights[k] * slope * (LN2 * np.exp(-z * LN2) if kind == 4 else 1.0)
+
+
+@njit(nogil=True, cache=True)
+def _add(m: np.ndarray, values: np.ndarray, output: np.ndarray, what: np.ndarray, scale: float) -> None:
+    if len(output):
+        m[output[what[1]]] += scale * values[what[0], 0]
     else:
         for k in range(values.shape[1]):
-            m[k] += scale * values[leaf, k]
+            m[k] += scale * values[what[0], k]
 
 
 @njit(nogil=True, cache=True)
-def _slopes(
-    group: np.ndarray, leaf: np.ndarray, owner: np.ndarray, begin: np.ndarray, members: np.ndarray, who: np.ndarray, count: int, values: np.ndarray, output: np.ndarray,
-    start: np.ndarray, weights: np.ndarray, kind: int, slope: float, nodes: np.ndarray, shares: np.ndarray, low: float, high: float, phi: np.ndarray,
-) -> None:  # fmt: skip
-    """The diagonal formula over [low, high]: ``∫ ∂/∂m link(m(t)) ∂_j m(t) dt``, m(t) the multilinear margin with every feature moved by t."""
-    outputs = len(start)
-    for g in range(len(nodes)):
-        t = low + (high - low) * nodes[g]
-        m = start.copy()
-        rates = np.zeros((count, outputs))
-        for k in group:
-            inside, outside = 0, 0
-            for z in range(begin[k], begin[k + 1]):
-                if members[z] & 1:
-                    inside += 1
-                else:
-                    outside += 1
-            _add(m, values, output, leaf[k], owner[k], t**inside * (1 - t) ** outside - (1.0 if inside == 0 else 0.0))
-            for z in range(begin[k], begin[k + 1]):
-                if members[z] & 1:
-                    _add(rates[who[members[z] >> 1]], values, output, leaf[k], owner[k], t ** (inside - 1) * (1 - t) ** outside)
-                else:
-                    _add(rates[who[members[z] >> 1]], values, output, leaf[k], owner[k], -(t**inside) * (1 - t) ** (outside - 1))
-        slopes = np.empty(outputs)
-        if kind == 2:
-            share = np.exp(slope * (m - m.max()))
-            share /= share.sum()
-            slopes[:] = slope * share * (weights - (weights * share).sum())
-        else:
-            for k in range(outputs):
-                z = slope * m[k]
-                if kind == 1:
-                    slopes[k] = weights[k] * slope / (2 + np.exp(z) + np.exp(-z))
-                elif kind == 3:
-                    slopes[k] = weights[k] * slope * np.exp(z)
-                else:
-                    slopes[k] = weights[k] * (slope * np.log(2.0) * np.exp2(-z) if kind == 4 else slope)
-        for j in range(count):
-            phi[j] += (high - low) * shares[g] * (slopes * rates[j]).sum()
-
-
-@njit(nogil=True, cache=True)
-def linked(
-    nodes: np.ndarray, kinds: np.ndarray, starts: np.ndarray, words: np.ndarray, roots: np.ndarray, deepest: int,
-    x: np.ndarray, point: np.ndarray, margins: np.ndarray, general: bool, values: np.ndarray, output: np.ndarray, weights: np.ndarray, kind: int, slope: float,
-    most: int, quadrature: np.ndarray, phi: np.ndarray,
-) -> int:  # fmt: skip
-    """Attributions of ``Σ weights link(margins)``. x (n, p); point (1 or n, p); margins (n, outputs) at the baselines; phi (n, p), zeros.
-
-    Jumps of all trees at one place are one corner game, played on the linked output: its Shapley value by enumeration up to ``most`` features,
-    above that the diagonal formula, in panels that are halved until the sum is complete to 1e-12. quadrature (2, g): nodes and weights on
-    [0, 1]. Returns how many corners took the diagonal formula.
-    """
-    n, p = x.shape
-    diagonal = 0
-    who = np.empty(p, np.int64)
-    for i in range(n):
-        xb = _pairs(x[i : i + 1], point[i if len(point) > 1 else 0].reshape(1, 1, p))[0]
-        at, leaf_, owner_, begin_, members_ = [0.0], [np.int64(0)], [0], [0], [np.int64(0)]
-        at.pop()  # the lists begin with one element to have a type
-        leaf_.pop()
-        owner_.pop()
-        members_.pop()
-        for t in range(len(roots)):
-            _touches(nodes, kinds, starts, words, roots[t], t, deepest, xb, general, at, leaf_, owner_, begin_, members_)
-        if len(at) == 0:
-            continue
-        place, leaf, owner, begin = np.array(at), np.array(leaf_), np.array(owner_), np.array(begin_)
-        members = np.array(members_)
-        order = np.argsort(place)
-        m = margins[i].copy()
-        now = _linked(m, weights, kind, slope)
-        k = 0
-        while k < len(order):
-            last = k + 1
-            while last < len(order) and place[order[last]] == place[order[k]]:
-                last += 1
-            group = order[k:last]
-            k = last
-            who[:] = -1
-            count = 0
-            for g in group:
-                for z in range(begin[g], begin[g + 1]):
-                    if who[members[z] >> 1] < 0:
-                        who[members[z] >> 1] = count
-                        count += 1
-            after = m.copy()
-            for g in group:
-                opens, closes = False, False
-                for z in range(begin[g], begin[g + 1]):
-                    opens |= members[z] & 1 == 1
-                    closes |= members[z] & 1 == 0
-                if opens != closes:
-                    _add(after, values, output, leaf[g], owner[g], 1.0 if opens else -1.0)
-            later = _linked(after, weights, kind, slope)
-            if count == 1:
-                phi[i, members[begin[group[0]]] >> 1] += later - now
-            else:
-                gains = np.zeros(count)
-                if count <= most:
-                    _enumerated(group, leaf, owner, begin, members, who, count, values, output, m, weights, kind, slope, gains)
-                else:
-                    diagonal += 1
-                    panels = 1
-                    while True:
-                        gains[:] = 0.0
-                        for panel in range(panels):
-                            _slopes(
-                                group, leaf, owner, begin, members, who, count, values, output, m, weights, kind, slope, quadrature[0], quadrature[1],
-                                panel / panels, (panel + 1) / panels, gains,
-                            )  # fmt: skip
-                        if abs(gains.sum() - (later - now)) < 1e-12 or panels >= 256:
-                            break
-                        panels *= 2
-                for j in range(p):
-                    if who[j] >= 0:
-                        phi[i, j] += gains[who[j]]
-            m, now = after, later
-    return diagonal
-
-
-@njit(nogil=True, cache=True)
-def _enumerated(
-    group: np.ndarray, leaf: np.ndarray, owner: np.ndarray, begin: np.ndarray, members: np.ndarray, who: np.ndarray, count: int, values: np.ndarray, output: np.ndarray,
-    start: np.ndarray, weights: np.ndarray, kind: int, slope: float, gains: np.ndarray,
-) -> None:  # fmt: skip
-    """The Shapley value of the corner game on the linked output, by all 2^count sets of features that have moved."""
-    inside, outside = np.zeros(len(group), np.int64), np.zeros(len(group), np.int64)
+def _needs(group: np.ndarray, what: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """(touches, 2): how many features must have moved for each box of a corner, and how many must not."""
+    found = np.zeros((len(group), 2), np.int64)
     for g in range(len(group)):
-        for z in range(begin[group[g]], begin[group[g] + 1]):
-            bit = np.int64(1) << who[members[z] >> 1]
-            if members[z] & 1:
-                inside[g] |= bit
-            else:
-                outside[g] |= bit
-    worth = np.empty(1 << count)
-    for chosen in range(1 << count):
-        m = start.copy()
+        for z in range(what[group[g], 2], what[group[g], 3]):
+            found[g, 0 if members[z] & 1 else 1] += 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def diagonal(
+    group: np.ndarray, what: np.ndarray, members: np.ndarray, who: np.ndarray, values: np.ndarray, output: np.ndarray, start: np.ndarray,
+    weights: np.ndarray, kind: int, slope: float, quadrature: np.ndarray, gains: np.ndarray,
+) -> None:  # fmt: skip
+    """The diagonal formula: ``∫ ∂/∂m link(m(t)) ∂_j m(t) dt``, m(t) the multilinear margin with every feature moved by t.
+
+    quadrature (2, g): nodes and weights on [0, 1].
+    """
+    needs = _needs(group, what, members)
+    m, rates = np.empty(len(start)), np.empty((len(gains), len(start)))
+    for q in range(quadrature.shape[1]):
+        t = quadrature[0, q]
+        m[:] = start
+        rates[:] = 0.0
         for g in range(len(group)):
-            occupied = 1.0 if (chosen & inside[g]) == inside[g] and (chosen & outside[g]) == 0 else 0.0
-            change = occupied - (1.0 if inside[g] == 0 else 0.0)
-            if change != 0.0:
-                _add(m, values, output, leaf[group[g]], owner[group[g]], change)
+            one = what[group[g]]
+            inside, outside = needs[g, 0], needs[g, 1]
+            _add(m, values, output, one, t**inside * (1 - t) ** outside - (1.0 if inside == 0 else 0.0))
+            for z in range(one[2], one[3]):
+                rate = t ** (inside - 1) * (1 - t) ** outside if members[z] & 1 else -(t**inside) * (1 - t) ** (outside - 1)
+                _add(rates[who[members[z] >> 1]], values, output, one, rate)
+        linked = _linked(m, weights, kind, slope)
+        for k in range(len(start)):
+            slopes = quadrature[1, q] * _slope(m, weights, kind, slope, k, linked)
+            for j in range(len(gains)):
+                gains[j] += slopes * rates[j, k]
+
+
+@njit(nogil=True, cache=True)
+def enumerated(
+    group: np.ndarray, what: np.ndarray, members: np.ndarray, who: np.ndarray, values: np.ndarray, output: np.ndarray, start: np.ndarray,
+    weights: np.ndarray, kind: int, slope: float, gains: np.ndarray,
+) -> None:  # fmt: skip
+    """The Shapley value of the corner game on the linked output, by all sets of features that have moved."""
+    count = len(gains)
+    masks = np.zeros((len(group), 2), np.int64)
+    for g in range(len(group)):
+        for z in range(what[group[g], 2], what[group[g], 3]):
+            masks[g, 0 if members[z] & 1 else 1] |= np.int64(1) << who[members[z] >> 1]
+    worth, m = np.empty(1 << count), np.empty(len(start))
+    for chosen in range(1 << count):
+        m[:] = start
+        for g in range(len(group)):
+            occupied = (chosen & masks[g, 0]) == masks[g, 0] and (chosen & masks[g, 1]) == 0
+            if occupied != (masks[g, 0] == 0):
+                _add(m, values, output, what[group[g]], 1.0 if occupied else -1.0)
         worth[chosen] = _linked(m, weights, kind, slope)
     for chosen in range(1 << count):
         size = 0
@@ -463,3 +409,55 @@ def _enumerated(
         for j in range(count):
             if (chosen >> j) & 1 == 0:
                 gains[j] += share * (worth[chosen | (1 << j)] - worth[chosen])
+
+
+@njit(nogil=True, cache=True)
+def merged(
+    order: np.ndarray, begin: int, at: np.ndarray, what: np.ndarray, members: np.ndarray, who: np.ndarray, values: np.ndarray, output: np.ndarray, m: np.ndarray,
+    weights: np.ndarray, kind: int, slope: float, most: int, phi: np.ndarray,
+) -> tuple[int, int, int]:  # fmt: skip
+    """From the touch ``order[begin]`` on, place after place: moves the margins ``m`` and adds to ``phi`` (p,) what the features change.
+
+    Stops at a corner of more than ``most`` features. Returns where that corner begins and ends in ``order`` and how many features it has
+    (``who`` numbers them), or three times the end.
+    """
+    k, count = begin, 0
+    now = _linked(m, weights, kind, slope)
+    while k < len(order):
+        last = k + 1
+        while last < len(order) and at[order[last]] == at[order[k]]:
+            last += 1
+        group = order[k:last]
+        who[:] = -1
+        count = 0
+        for g in group:
+            for z in range(what[g, 2], what[g, 3]):
+                if who[members[z] >> 1] < 0:
+                    who[members[z] >> 1] = count
+                    count += 1
+        if count > most:
+            return k, last, count
+        gains = np.zeros(count)
+        if count > 1:
+            enumerated(group, what, members, who, values, output, m, weights, kind, slope, gains)
+        arrive(group, what, members, values, output, m)
+        later = _linked(m, weights, kind, slope)
+        if count == 1:
+            gains[0] = later - now
+        for j in range(len(who)):
+            if who[j] >= 0:
+                phi[j] += gains[who[j]]
+        now, k = later, last
+    return k, k, k
+
+
+@njit(nogil=True, cache=True)
+def arrive(group: np.ndarray, what: np.ndarray, members: np.ndarray, values: np.ndarray, output: np.ndarray, m: np.ndarray) -> None:
+    """Move the margins past a corner: boxes that only open are occupied after it, boxes that only close no more."""
+    for g in group:
+        opens, closes = False, False
+        for z in range(what[g, 2], what[g, 3]):
+            opens |= members[z] & 1 == 1
+            closes |= members[z] & 1 == 0
+        if opens != closes:
+            _add(m, values, output, what[g], 1.0 if opens else -1.0)

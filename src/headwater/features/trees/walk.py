@@ -28,6 +28,9 @@ from headwater.features.trees.forest import LINKS, Forest, Packed, compiled
 MOST = 12
 """Up to so many tied features are enumerated where the output is linked."""
 
+BYTES = 2**20
+"""Of memory for the pairs of row and baseline that one thread holds at a time: about the cache that a core has to itself."""
+
 
 def threads() -> int:
     """How many: as many as this process has cores, or fewer where NUMBA_NUM_THREADS or OMP_NUM_THREADS says so."""
@@ -58,9 +61,10 @@ def attributions(packed: Packed, x: np.ndarray, points: np.ndarray, weights: np.
     kernels = compiled()
     n, p = x.shape
     count = len(weights)
-    pairs = max(1, min(64, 8192 // max(p, 1)))
+    # Many pairs at once: a deep tree then comes into the cache once for all of them, where few pairs would fetch all trees again and again.
+    pairs = max(16, min(1024, BYTES // (32 * max(p, 1))))
     baselines = _slices(count, min(count, pairs))
-    rows = _slices(n, max(1, pairs // min(count, pairs)))
+    rows = _slices(n, max(1, min(pairs // min(count, pairs), -(-n // threads()))))
     total, spread = np.zeros((len(baselines), n, p)), np.zeros((len(baselines), 2, n, p))
 
     def work(item: tuple[slice, int]) -> None:
@@ -82,23 +86,67 @@ def attributions(packed: Packed, x: np.ndarray, points: np.ndarray, weights: np.
 def linked(forest: Forest, cuts: np.ndarray, x: np.ndarray, point: np.ndarray, weights: np.ndarray, general: bool) -> tuple[np.ndarray, int]:
     """Attributions (n, p) of ``Σ weights link(margins)`` against one baseline, point (1 or n, p), and how many corners had more than MOST features.
 
-    The jumps of all trees are merged along the path: each place credits the change of the linked output there.
+    The jumps of all trees are merged along the path: each place credits the change of the linked output there. Features that cross at one place
+    share it by the Shapley value of the corner game played on the linked output, by enumeration; above MOST features by the diagonal
+    formula (Owen 1972), in panels that are halved until the sum is complete to 1e-12.
     """
-    kernels = compiled()
     packed = forest.packed(None, cuts)
-    nodes, shares = np.polynomial.legendre.leggauss(32)
-    quadrature = np.stack([(nodes + 1) / 2, shares / 2])
-    margins = np.broadcast_to(forest.raw(point), (len(x), forest.outputs))
-    output = np.zeros(0, np.int64) if forest.output is None else np.asarray(forest.output, np.int64)
+    margins = np.array(np.broadcast_to(forest.raw(point), (len(x), forest.outputs)))
     phi = np.zeros(x.shape)
-    kind = LINKS[forest.link.kind]
+    x, points = np.ascontiguousarray(x), np.ascontiguousarray(point)[None]
 
-    def work(row: slice) -> int:
-        some = point if len(point) == 1 else point[row]
-        return int(
-            kernels.linked(
-                *packed, x[row], some, np.ascontiguousarray(margins[row]), general, forest.value, output, weights, kind, forest.link.slope, MOST, quadrature, phi[row]
-            )
-        )
+    def work(rows: slice) -> int:
+        room = Room(forest, 4 * len(forest.roots) + 64)
+        return sum(_row(room, packed, x, points, i, general, margins[i], weights, phi[i]) for i in range(rows.start, rows.stop))
 
     return phi, sum(_each(work, _slices(len(x), 16)))
+
+
+class Room:
+    """Memory for the touches of one row, which grows as needed, and what the compiled loops read of a forest."""
+
+    def __init__(self, forest: Forest, size: int) -> None:
+        self.values = np.ascontiguousarray(forest.value, float)
+        self.output = np.zeros(0, np.int64) if forest.output is None else np.asarray(forest.output, np.int64)
+        self.link = (LINKS[forest.link.kind], float(forest.link.slope))
+        self.who = np.empty(forest.features, np.int64)
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        self.at, self.what, self.members = np.empty(size), np.empty((size, 4), np.int64), np.empty(4 * size, np.int64)
+
+
+def _row(room: Room, packed: Packed, x: np.ndarray, points: np.ndarray, i: int, general: bool, m: np.ndarray, weights: np.ndarray, phi: np.ndarray) -> int:
+    kernels = compiled()
+    while (count := kernels.touches(*packed, x, points, i, general, room.at, room.what, room.members)) < 0:
+        room.grow(2 * len(room.at))
+    order = np.argsort(room.at[:count], kind="stable")
+    corners, k = 0, 0
+    while True:
+        k, last, size = kernels.merged(
+            order, k, room.at, room.what, room.members, room.who, room.values, room.output, m, weights, *room.link, MOST, phi
+        )  # fmt: skip
+        if k == count:
+            return corners
+        group = order[k:last]
+        phi += np.where(room.who >= 0, _diagonal(room, group, m, weights, size)[room.who], 0.0)
+        kernels.arrive(group, room.what, room.members, room.values, room.output, m)
+        corners, k = corners + 1, last
+
+
+def _diagonal(room: Room, group: np.ndarray, m: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    """Gains (size,) of the features of one corner, by the diagonal formula."""
+    kernels = compiled()
+    after = m.copy()
+    kernels.arrive(group, room.what, room.members, room.values, room.output, after)
+    change = kernels._linked(after, weights, *room.link) - kernels._linked(m, weights, *room.link)
+    nodes, shares = np.polynomial.legendre.leggauss(32)
+    panels = 1
+    while True:
+        starts = np.arange(panels)[:, None]
+        quadrature = np.stack([((starts + (nodes + 1) / 2) / panels).ravel(), np.tile(shares / 2 / panels, panels)])
+        gains = np.zeros(size)
+        kernels.diagonal(group, room.what, room.members, room.who, room.values, room.output, m, weights, *room.link, quadrature, gains)
+        if abs(gains.sum() - change) < 1e-12 or panels >= 256:
+            return gains
+        panels *= 2
