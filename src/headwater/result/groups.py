@@ -30,11 +30,9 @@ class Membership:
 
 def grouped(scores: FeatureScores, groups: Any, axis: int | None = None) -> FeatureScores:
     """See :meth:`FeatureScores.group`."""
-    found = views(scores)
     columns: dict[str, np.ndarray] = {}
     errors: dict[str, np.ndarray] = {}
-    for view, given in zip(found, _for_each(found, groups), strict=True):
-        member = membership(view, given, axis)
+    for view, member in zip(views(scores), memberships(scores, groups, axis), strict=True):
         _gather(columns, view.values, member)
         if view.stderr is not None:
             _gather(errors, view.stderr, member)
@@ -50,6 +48,12 @@ def grouped(scores: FeatureScores, groups: Any, axis: int | None = None) -> Feat
         tokens=None,
         notes=(*scores.notes, f"Values are sums over {len(columns)} groups of parts.", *((BOUND,) if known else ())),
     )
+
+
+def memberships(scores: FeatureScores, groups: Any, axis: int | None = None) -> list[Membership]:
+    """Which group each part of each input belongs to. Raises InputError for what is no grouping of them."""
+    found = views(scores)
+    return [membership(view, given, axis) for view, given in zip(found, _for_each(found, groups), strict=True)]
 
 
 def _for_each(found: list[View], groups: Any) -> list[Any]:
