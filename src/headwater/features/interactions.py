@@ -315,8 +315,9 @@ class Sums:
         every = torch.arange(len(line), device=line.rows.device)
         attributions = parts.sums(torch.cat([v.flatten(1) for v in integral.values], 1), line.rows).cpu().numpy()
         found = torch.zeros(len(line), len(self.chosen), parts.count, dtype=_wide(line.rows.device), device=line.rows.device)
-        for nodes in torch.arange(len(rule)).split(max(1, line.chunk // len(line))):
-            found += hessian_rows(self.asked.site, line, every, rule.nodes[nodes], rule.weights[nodes], parts, self.chosen)
+        at_once = max(1, line.chunk // len(line))
+        for k in range(0, len(rule), at_once):
+            found += hessian_rows(self.asked.site, line, every, rule.nodes[k : k + at_once], rule.weights[k : k + at_once], parts, self.chosen)
         values = found.cpu().numpy()
         if len(self.chosen) == parts.count:
             self.asymmetry = max(self.asymmetry, float(np.abs(values - values.swapaxes(1, 2)).max()))
