@@ -5,28 +5,67 @@
 
 ``retrain`` makes the truth (a :class:`Bank`); ``lds``, ``paired`` and ``slope`` hold scores against it; ``detection_curve`` asks whether
 suspicious examples are indeed mislabelled.
+
+Of explanations of inputs: ``completeness`` (do they sum?), ``deletion``, ``insertion``, ``removal``, ``comprehensiveness``, ``sufficiency`` (what happens
+without the top parts?), ``infidelity``, ``sensitivity_n`` (do they predict changes?), ``max_sensitivity`` (are they stable?), ``roar`` (does a
+retrained model miss the parts?), ``randomisation`` (do they depend on what was learned?), ``agreement``, ``mass_in``.
 """
 
-from headwater.evaluate.agreement import LDS, Paired, SlopeResult, lds, paired, slope
+from headwater.evaluate.accord import Agreement, MassIn, agreement, mass_in
 from headwater.evaluate.bank import Bank
+from headwater.evaluate.completeness import Completeness, completeness
+from headwater.evaluate.datamodels import LDS, Paired, SlopeResult, lds, paired, slope
+from headwater.evaluate.infidelity import Infidelity, SensitivityN, gaussian, infidelity, masks, sensitivity_n
+from headwater.evaluate.means import Mean
 from headwater.evaluate.mislabels import Detection, auroc, detection_curve
+from headwater.evaluate.randomisation import Randomisation, randomisation
+from headwater.evaluate.removal import Compared, Removal, Removals, comprehensiveness, deletion, insertion, removal, sufficiency
 from headwater.evaluate.retrain import retrain
+from headwater.evaluate.roar import Roar, roar
+from headwater.evaluate.sensitivity import MaxSensitivity, max_sensitivity
 from headwater.evaluate.subsets import Subsets, halves, leave_out, removing
 
 __all__ = [
     "LDS",
+    "Agreement",
     "Bank",
+    "Compared",
+    "Completeness",
     "Detection",
+    "Infidelity",
+    "MassIn",
+    "MaxSensitivity",
+    "Mean",
     "Paired",
+    "Randomisation",
+    "Removal",
+    "Removals",
+    "Roar",
+    "SensitivityN",
     "SlopeResult",
     "Subsets",
+    "agreement",
     "auroc",
+    "completeness",
+    "comprehensiveness",
+    "deletion",
     "detection_curve",
+    "gaussian",
     "halves",
+    "infidelity",
+    "insertion",
     "lds",
     "leave_out",
+    "masks",
+    "mass_in",
+    "max_sensitivity",
     "paired",
+    "randomisation",
+    "removal",
     "removing",
     "retrain",
+    "roar",
+    "sensitivity_n",
     "slope",
+    "sufficiency",
 ]

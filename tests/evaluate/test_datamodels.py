@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from headwater.errors import InputError, NotFinite
 from headwater.evaluate import Bank, Subsets, halves, lds, leave_out, paired, slope
-from headwater.evaluate.agreement import _correlations
+from headwater.evaluate.datamodels import _correlations
 
 
 class Scores:
@@ -57,7 +57,7 @@ def test_rank_tables_in_parts_equal_the_whole(monkeypatch):
     scores, subsets = rng.normal(size=(9, 30)), halves(30, 20)
     bank = linear_bank(scores, subsets, 2.0, 2, rng)
     whole = lds(scores, bank, bootstrap=50)
-    monkeypatch.setattr("headwater.evaluate.agreement.HELD", 20 * 50 * 2)
+    monkeypatch.setattr("headwater.evaluate.datamodels.HELD", 20 * 50 * 2)
     parts = lds(scores, bank, bootstrap=50)
     assert (parts.mean, parts.low, parts.high) == pytest.approx((whole.mean, whole.low, whole.high), abs=1e-12)
 
