@@ -285,6 +285,17 @@ def test_maps_pull_gradients_back_as_differences_say(map_):
     np.testing.assert_array_equal(maps.UnitLength().pull(np.zeros((1, 4)), np.ones((1, 4))), np.zeros((1, 4)))
 
 
+def test_maps_after_and_beside_one_another_go_where_they_go_one_by_one():
+    first, second = (maps.Affine(RNG.normal(size=shape), RNG.normal(size=shape[0])) for shape in ((3, 4), (2, 3)))
+    U = RNG.normal(size=(5, 4))
+    both = maps.composed(first, second)
+    assert isinstance(both, maps.Affine)
+    np.testing.assert_allclose(both.forward(U), second.forward(first.forward(U)), atol=1e-14)
+    pair = maps.beside([(first, 4, 3), (None, 2, 2)])
+    assert isinstance(pair, maps.Affine)
+    np.testing.assert_allclose(pair.forward(np.c_[U, U[:, :2]]), np.c_[first.forward(U), U[:, :2]], atol=1e-14)
+
+
 def test_column_specifications():
     frame = pd.DataFrame(np.zeros((1, 4)), columns=list("abcd"))
     wanted = {
