@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
+from headwater.features.text.targets import continuation, span
 from headwater.tasks.task import log_odds as stable_log_odds
 
-__all__ = ["function", "log_odds", "loss", "margin", "output", "probability"]
+__all__ = ["continuation", "function", "log_odds", "loss", "margin", "output", "probability", "span"]
 
 Index = int | tuple[int, ...]
 
