@@ -200,6 +200,17 @@ def test_boosters_know_their_classes_by_number():
     np.testing.assert_allclose(ask(light, X[:3], 0, baseline=X[9]).values, -ask(light, X[:3], 1, baseline=X[9]).values, atol=1e-15)
 
 
+def test_random_cuts_between_whole_numbers_are_pointed_out_and_move_on_request():
+    model = ensemble.ExtraTreesRegressor(**QUICK).fit(BITS, LOGIC)
+    forest, b = trees.forest_of(model), np.array([1.0, 0, 0, 1, 1])
+    e = ask(model, BITS[:8], baseline=b)
+    assert any("column 0, column 1" in note and "discrete=[...]" in note for note in e.notes)
+    moved = ask(model, BITS[:8], baseline=b, discrete=range(5))
+    np.testing.assert_allclose(moved.values, [interventional(forest, row, b, lambda m: m[0]) for row in BITS[:8]], atol=1e-8)
+    assert np.abs(e.values - moved.values).max() > 0.05
+    assert not any("whole numbers here" in note for note in ask(ensemble.ExtraTreesRegressor(**QUICK).fit(X, Y), X[:2]).notes)
+
+
 # ---- targets, inputs, baselines
 
 

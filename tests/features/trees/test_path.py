@@ -107,13 +107,14 @@ def test_on_categories_alone_it_is_the_baseline_shapley_value():
     np.testing.assert_allclose(walked(f, x, b).values, [interventional(f, row, b, lambda m: m[0]) for row in x], atol=1e-12)
 
 
-def test_equal_parts_of_an_and_share_equally():
+@pytest.mark.parametrize(("second", "expected"), [(0.5, [0.5, 0.5]), (0.5 + 1e-12, [0.5, 0.5]), (0.5 + 1e-8, [0, 1]), (0.5 - 1e-8, [1, 0])])
+def test_of_an_and_the_last_to_come_has_all_and_those_that_come_together_share(second, expected):
     left, right = np.array([1, -1, 3, -1, -1]), np.array([2, -1, 4, -1, -1])
     both = joined(
-        [{"left": left, "right": right, "feature": np.array([0, 0, 1, 0, 0]), "threshold": np.array([0.5, 0, 0.5, 0, 0]), "value": np.eye(5)[:, 4:]}],
+        [{"left": left, "right": right, "feature": np.array([0, 0, 1, 0, 0]), "threshold": np.array([0.5, 0, second, 0, 0]), "value": np.eye(5)[:, 4:]}],
         output=None, base=np.zeros(1), features=P, library="by hand",
     )  # fmt: skip
-    np.testing.assert_allclose(walked(both, np.ones((1, P)), np.zeros(P)).values[0], [0.5, 0.5, 0, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(walked(both, np.ones((1, P)), np.zeros(P)).values[0], [*expected, 0, 0, 0], atol=1e-15)
 
 
 @pytest.mark.parametrize("link", [Link("sigmoid", 1.5), Link("softmax"), Link("exp", 0.5), Link("isolation", 0.2)], ids=lambda link: link.kind)

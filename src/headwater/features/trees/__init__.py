@@ -272,6 +272,10 @@ def _notes(question: Question, forest: Forest, space: str, x: np.ndarray, names:
         said.append(
             f"the cuts of discrete columns stand at the midpoint between levels (discrete=False leaves them): {', '.join(some[:20])}{' and more' * (len(some) > 20)}"
         )
+    if question.discrete is None and (odd := [label[j] for j in discrete.elsewhere(forest, x, points)]):
+        said.append(
+            f"whole numbers here, though cuts lie anywhere between them: {', '.join(odd[:20])}; if they are discrete, discrete=[...] moves the cuts to the middle"
+        )
     if np.isnan(x).any() or any(np.isnan(p).any() for p in points):
         said.append("missing values switch to the other end's value halfway along the path")
     if forest.categorical is not None and forest.categorical.any():

@@ -56,6 +56,18 @@ def parts(forest: Forest, x: np.ndarray, points: np.ndarray, discrete: Any, name
     return [Part(everyone, cuts, tuple(levels))]
 
 
+def elsewhere(forest: Forest, x: np.ndarray, points: list[np.ndarray]) -> list[int]:
+    """Columns that hold whole numbers here, and at least two of them, while their cuts lie neither halfway between integers nor on them."""
+    found = []
+    for j in _numeric(forest):
+        if _whole(x[:, j]).all() and all(_whole(p[:, j]).all() for p in points) and not _parts_integers(forest.cuts[_splits(forest, j)]):
+            seen = np.concatenate([x[:, j], *(p[:, j] for p in points)])
+            cuts = forest.cuts[_splits(forest, j)]
+            if ((cuts > np.nanmin(seen, initial=np.inf)) & (cuts < np.nanmax(seen, initial=-np.inf))).any():
+                found.append(j)
+    return found
+
+
 def _numeric(forest: Forest) -> list[int]:
     used = np.unique(forest.feature[forest.feature >= 0])
     asked = set(forest.feature[forest.how & CATEGORY != 0].tolist())
