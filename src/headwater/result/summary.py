@@ -25,6 +25,7 @@ READING = (
     "Mean: the average push, which may cancel between examples. Mean size: the average of the push without its sign, by which features are ranked. "
     "Spread: standard deviation over the examples. Up, down: the share of examples in which the feature pushed the output up or down."
 )
+MOST_NOTES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Summary:
         evaluations: of the model, per example; None where values alone were added.
         shape: of one example, where there is one input.
         kind, target, baseline, method: as in :class:`headwater.FeatureScores`.
+        notes: what was found and handled on the way, each sentence once and at most twenty; examples are numbered within their batch.
 
     >>> Accumulator(("age", "water")).add(np.array([[1.0, -3.0], [2.0, 3.0]])).summary()
     Attributions over 2 examples
@@ -69,6 +71,12 @@ class Summary:
     target: str = ""
     baseline: str = ""
     method: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def missed_share(self) -> float:
+        """The share of the examples, 0 to 1, that missed the tolerance."""
+        return self.missed / self.n
 
     @property
     def rank(self) -> np.ndarray:
@@ -129,7 +137,7 @@ class Summary:
 
     def to_html(self, path: str | Path, k: int = 20) -> Path:
         """Write one self-contained page. Raises InputError, StorageError."""
-        sections = (report.Section("How to read it", READING), report.Section("Features", parts=(*self.parts(k), self.table(max(k, 200)))))
+        sections = (report.Section("How to read it", "\n\n".join([READING, *self.notes])), report.Section("Features", parts=(*self.parts(k), self.table(max(k, 200)))))
         subtitle = ", ".join(f"{word} {text}" for word, text in (("explained", self.target), ("against", self.baseline), ("by", self.method)) if text)
         return report.write(report.Page(self._title, subtitle, sections, self.facts()), path)
 
@@ -163,6 +171,7 @@ class Accumulator:
         self._residual = self._worst = self._evaluations = 0.0
         self._views: tuple[View, ...] = ()  # of no examples: they know what the parts are called
         self._facts: dict[str, Any] = {}
+        self._notes: dict[str, None] = {}
 
     def add(self, values: np.ndarray | FeatureScores) -> Accumulator:
         """Add values (n, ...), or scores with their residuals, evaluations and names. Returns itself."""
@@ -183,6 +192,7 @@ class Accumulator:
         if not self.n:
             self._mean = self._squares = self._size = self._up = self._down = np.zeros(len(other._mean))
             self.shape, self._facts = other.shape, dict(other._facts)
+        self._notes = dict.fromkeys(list(self._notes | other._notes)[:MOST_NOTES])
         total = self.n + other.n
         gap, weight = other._mean - self._mean, other.n / total
         self._squares = self._squares + other._squares + gap**2 * self.n * weight
@@ -204,7 +214,7 @@ class Accumulator:
         names = self.names or [name for view in self._views or (plain,) for name in view.parts()]
         errors = (self._residual, self._worst, self._missed, self._evaluations) if self._checked == self.n else (None, None, self._missed, None)
         means = (self._mean, self._size, np.sqrt(self._squares / self.n), self._up / self.n, self._down / self.n)
-        facts: dict[str, Any] = {"shape": self.shape, **self._facts}
+        facts: dict[str, Any] = {"shape": self.shape, "notes": tuple(self._notes), **self._facts}
         return Summary(tuple(names), *means, self.n, *errors, **facts)
 
 
@@ -231,6 +241,7 @@ def _of_scores(scores: Any) -> Accumulator:
         batch._residual, batch._worst, batch._evaluations = float(sizes.mean()), float(sizes.max()), float(np.mean(scores.evaluations))
     kind = found[0].kind if len(found) == 1 else "table"
     batch._facts = {"kind": kind, "target": scores.target, "baseline": scores.baseline, "method": scores.method}
+    batch._notes = dict.fromkeys(scores.notes[:MOST_NOTES])
     return batch
 
 
