@@ -192,6 +192,17 @@ def test_trees_after_early_stopping_are_left_out():
     np.testing.assert_allclose(forest.raw(forest.read(X))[:, 0], model.predict(X), atol=FLOAT32)
 
 
+@pytest.mark.parametrize("make", [xgb, lgb, lambda: ensemble.ExtraTreesRegressor(**QUICK)], ids=["xgboost", "lightgbm", "sklearn"])
+def test_what_a_sparse_matrix_does_not_store_is_what_the_library_takes_it_for(make):
+    sparse = pytest.importorskip("scipy.sparse").csr_matrix(ZEROS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make().fit(sparse, Y)
+    e = ask(model, sparse[:9], baseline=hw.baselines.dataset(sparse, 3))
+    np.testing.assert_allclose(e.output, model.predict(sparse[:9]), atol=FLOAT32)
+    assert np.abs(e.residual).max() < 1e-12
+
+
 def test_boosters_know_their_classes_by_number():
     booster = xgb("Classifier").fit(X, THREE - 10).get_booster()
     assert trees.forest_of(booster).classes == (0, 1, 2)

@@ -148,7 +148,7 @@ def _encoded(forest: Forest, baseline: Any, inputs: Any) -> Any:
         return _rows(forest, frame.astype({c: inputs[c].dtype for c in inputs.columns if hasattr(inputs[c].dtype, "categories")}))
     if isinstance(baseline, baselines.Baseline) or baseline is None or np.ndim(baseline) == 0:
         return baseline
-    if not tables.is_frame(baseline):
+    if not (tables.is_frame(baseline) or tables.is_sparse(baseline)):
         baseline = tables.numbers(baseline)
         baseline = baseline.reshape(1, -1) if baseline.ndim == 1 else baseline
     return _rows(forest, baseline)
@@ -156,7 +156,7 @@ def _encoded(forest: Forest, baseline: Any, inputs: Any) -> Any:
 
 def _rows(forest: Forest, rows: Any) -> Any:
     assert forest.encode is not None
-    return tables.numbers(forest.encode(rows if tables.is_frame(rows) else tables.numbers(rows)))
+    return tables.numbers(forest.encode(rows if tables.is_frame(rows) or tables.is_sparse(rows) else tables.numbers(rows)))
 
 
 def _asked(forest: Forest, target: Any, margins: np.ndarray, space: str) -> Asked:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headwater.errors import InputError
-from headwater.features.tables import is_frame, named
+from headwater.features.tables import is_frame, is_sparse, named
 from headwater.features.trees.forest import CATEGORY, DEFAULT_FIRST, NAN_IS_MISSING, Forest, Link, bitset, joined
 
 LOG_LINKS = ("count:poisson", "reg:gamma", "reg:tweedie")
@@ -124,6 +124,8 @@ def _encoder(known: list[dict[str, Any]], names: list[str], absent: Any) -> Any:
     levels = {str(name): _levels(one) for name, one in zip(names, known, strict=False) if one.get("values")}
 
     def encode(inputs: Any) -> Any:
+        if is_sparse(inputs):
+            inputs = _spread(inputs)
         if is_frame(inputs):
             inputs = inputs.copy()
             for column in inputs.columns:
@@ -134,6 +136,14 @@ def _encoder(known: list[dict[str, Any]], names: list[str], absent: Any) -> Any:
         return inputs
 
     return encode
+
+
+def _spread(inputs: Any) -> np.ndarray:
+    """A sparse matrix as XGBoost reads it: what is not stored is missing, not zero."""
+    stored = inputs.tocoo()
+    found = np.full(stored.shape, np.nan)
+    found[stored.row, stored.col] = stored.data
+    return found
 
 
 def _levels(one: dict[str, Any]) -> dict[Any, int]:
