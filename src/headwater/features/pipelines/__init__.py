@@ -222,10 +222,19 @@ def _one(question: Question, last: Any, rows: Rows, k: int) -> Answer:
         answer = Answer(values, found.output, found.baseline_output, found.evaluations, found.target, found.method, found.converged, found.notes)
     else:
         answer = _pulled_back(question, last, rows, k, state.map)
-    folded = np.zeros((rows.n, rows.columns + 1))
-    np.add.at(folded.T, state.owners, answer.values.T)
-    answer.values = folded[:, : rows.columns]  # the last column: terms that occur in no text
+    answer.values = folded(answer.values, state.owners, rows.columns + 1)[:, : rows.columns]  # the last column: terms that occur in no text
     return answer
+
+
+def folded(values: Array, owners: Array, columns: int) -> Array:
+    """(n, columns): the sum of the values (n, p) of each owner (p,).
+
+    >>> folded(np.array([[1.0, 2.0, 4.0]]), np.array([1, 0, 1]), 3)
+    array([[2., 5., 0.]])
+    """
+    from scipy.sparse import csr_array
+
+    return np.ascontiguousarray((csr_array((np.ones(len(owners)), (owners, np.arange(len(owners)))), shape=(columns, len(owners))) @ values.T).T)
 
 
 def _named(last: Any, data: Any) -> Any:
