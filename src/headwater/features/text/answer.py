@@ -19,10 +19,15 @@ from headwater.features.targets import Target
 from headwater.features.text.frame import Framed
 from headwater.features.text.reading import Reading, at_once, decoder_reads_text, longest, reading_of
 from headwater.features.text.targets import continuation
-from headwater.features.text.tokens import Text, encoded, read, special_ids
+from headwater.features.text.tokens import Text, check, encoded, read, special_ids
 from headwater.result import FeatureScores
 
 GENERATING = ("causal", "seq2seq")
+MISSED = 0.05  # of the change of the output, from which a residual is worth a sentence
+MEND = (
+    "ask for a tolerance=, or compare with the embedding of a real token (hw.baselines.token): models that normalise their embeddings first"
+    " change abruptly near the zero embedding, and close to it every rule is blind"
+)
 FRAME = "Special tokens are the same in the input and the baseline: their values are exactly 0."
 
 
@@ -81,6 +86,7 @@ def answer(question: Question) -> FeatureScores:
     question.refuse("a text model", "feature_names", instead="its parts are named by their tokens")
     if isinstance(question.path, Blur):
         raise InputError("a blur path for a text", "another path", "leave path= out for the straight line")
+    check(question.tokenizer)
     if not callable(question.model):
         raise InputError(f"a model of type {type(question.model).__name__} with a tokenizer", "a torch module or a transformers model", "pass the model itself")
     if question.extra is not None and not isinstance(question.extra, Mapping):
@@ -148,7 +154,7 @@ def _fitted(texts: list[Text], reading: Reading, tokenizer: Any, limit: int | No
     long = [] if limit is None else [k for k, text in enumerate(texts) if len(text) > limit]
     if not long:
         return texts, []
-    what = f"text {', '.join(map(str, long[:8]))}{', ...' if len(long) > 8 else ''} of up to {max(len(texts[k]) for k in long)} tokens for a model that reads {limit}"
+    what = f"text {_numbers(long)} of up to {max(len(texts[k]) for k in long)} tokens for a model that reads {limit}"
     if reading.kind in GENERATING or any(texts[k].source is None for k in long):
         raise InputError(what, f"at most {limit} tokens", "shorten it: which part may go is for you to say")
     cut = "only_second" if reading.kind == "span" and isinstance(texts[long[0]].source, tuple) else "longest_first"
@@ -205,6 +211,8 @@ def _dressed(scores: FeatureScores, plan: Plan) -> FeatureScores:
     words |= {"explained": list(plan.explained)} if plan.explained else {}
     width = max(map(len, shown))
     at_tokens = isinstance(scores.values, np.ndarray) and scores.values.ndim == 2
+    missed = np.flatnonzero(scores.relative_residual > MISSED).tolist()
+    said = [f"Values miss more than {MISSED:.0%} of the change of the output in row {_numbers(missed)}: {MEND}."] if missed else []
     return replace(
         scores,
         values=_wide(scores.values, width) if at_tokens else scores.values,
@@ -212,9 +220,13 @@ def _dressed(scores: FeatureScores, plan: Plan) -> FeatureScores:
         inputs=np.array([[*text.ids, *(plan.reading.pad,) * (width - len(text))] for text in shown]) if at_tokens else None,
         kind="text",
         tokens=tuple(text.tokens for text in shown),
-        notes=(*plan.notes, *scores.notes),
+        notes=(*plan.notes, *scores.notes, *said),
         provenance={**scores.provenance, **words},
     )
+
+
+def _numbers(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
 
 
 def _wide(values: Any, width: int) -> np.ndarray:

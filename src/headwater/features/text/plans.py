@@ -463,7 +463,7 @@ class _Translated:
         reading = self._checked()
         return Plan(
             [asked.texts[k] for k, _ in owner],
-            _log_probability([list(places) for _, places in owner], tokens, _called(target, asked, answers)),
+            _log_probability([list(places) for _, places in owner], tokens, _called(target, asked, tokens)),
             reading,
             names=_row_names(asked, answers, counted) if target.each else None,
             explained=[_text(asked, row) for row in tokens],  # type: ignore[arg-type]
@@ -505,6 +505,7 @@ class _Translated:
 
 
 def _called(target: continuation, asked: Asked, answers: Sequence[Sequence[int]]) -> str:
+    """What is explained, in words."""
     if target.each:
         return "the log-probability of each token"
     return f"log p({_text(asked, answers[0])!r})" if len(answers) == 1 else "the log-probability of the continuations"

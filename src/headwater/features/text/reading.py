@@ -133,6 +133,7 @@ def reading_of(model: Any, text: Text, pad: int | None, extra: Mapping[str, Any]
     device = next(iter(parameters(model)), torch.zeros(())).device
     ids = torch.tensor([text.ids], device=device)
     others = {k: torch.tensor([row], device=device) for k, row in text.aligned.items() if takes is None or k in takes}
+    others |= {"attention_mask": torch.ones_like(ids)} if takes is None or "attention_mask" in takes else {}
     others |= {k: v[:1] if isinstance(v, Tensor) and v.ndim else v for k, v in extra.items()}
     if both and speaks:
         others["decoder_input_ids"] = torch.full((1, 1), decoder_start(model), device=device)

@@ -81,14 +81,18 @@ def looks_like_text(inputs: Any) -> bool:
     return isinstance(first, str | int | np.integer) and not isinstance(first, bool)
 
 
-def read(inputs: Any, tokenizer: Any, specials: frozenset[int], pad: int | None) -> tuple[list[Text], list[str]]:
-    """Any inputs as texts, and what is to be noted. ``specials``: ids that are special; ``pad``: the id that fills up rows of ids. Raises InputError."""
+def check(tokenizer: Any) -> None:
+    """Raise InputError unless this is a tokenizer of transformers, or None."""
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "convert_ids_to_tokens")):
         raise InputError(
             f"a tokenizer of type {type(tokenizer).__module__}.{type(tokenizer).__name__}",
             "a tokenizer of transformers",
             "transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer) wraps one of the library tokenizers",
         )
+
+
+def read(inputs: Any, tokenizer: Any, specials: frozenset[int], pad: int | None) -> tuple[list[Text], list[str]]:
+    """Any inputs as texts, and what is to be noted. ``specials``: ids that are special; ``pad``: the id that fills up rows of ids. Raises InputError."""
     if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "UO":
         inputs = inputs.tolist()
     if isinstance(inputs, Mapping):
