@@ -13,6 +13,7 @@ from headwater import report
 from headwater.errors import InputError, NotFinite
 from headwater.evaluate.means import Mean, mean_of, written
 from headwater.evaluate.probes import arrays_of
+from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def mass_in(scores: Any, mask: Any, *, bootstrap: int = 1000, seed: int = 0) -> 
     """
     values = arrays_of(scores)
     masks = _masks(mask, values)
-    flat = np.concatenate([v.reshape(len(v), -1) for v in values], 1)
-    inside = np.concatenate([m.reshape(len(m), -1) for m in masks], 1)
+    flat = np.concatenate([flattened(v) for v in values], 1)
+    inside = np.concatenate([flattened(m) for m in masks], 1)
     _finite(flat)
     if not inside.any(1).all():
         raise InputError("a mask with nothing inside for some example", "at least one part inside", "leave those examples out: scores.at(...)")
@@ -214,7 +215,7 @@ def _named(first: Any, second: Any, names: tuple[str, str] | None) -> dict[str, 
     shapes = {name: [a.shape for a in found] for name, found in arrays.items()}
     if len({str(s) for s in shapes.values()}) != 1:
         raise InputError(f"explanations of shapes {shapes}", "the same shapes", "explain the same inputs; bring them to the same parts with group()")
-    flat = {name: np.concatenate([a.reshape(len(a), -1) for a in found], 1) for name, found in arrays.items()}
+    flat = {name: np.concatenate([flattened(a) for a in found], 1) for name, found in arrays.items()}
     for one in flat.values():
         _finite(one)
     return flat

@@ -24,7 +24,7 @@ from headwater.features.network import FIXED
 from headwater.features.question import Question
 from headwater.features.targets import Target, target_of
 from headwater.result import FeatureScores
-from headwater.result.arrays import leaves
+from headwater.result.arrays import flattened, leaves
 
 Points = tuple[Tensor, ...]
 AT_ONCE = 2**22
@@ -319,7 +319,7 @@ class Parts:
 
     def of(self, scores: Any) -> np.ndarray:
         """Other scores, of the inputs' own shape, summed over the same parts: (n, count)."""
-        flat = torch.from_numpy(np.concatenate([np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in scores], 1))
+        flat = torch.from_numpy(np.concatenate([flattened(np.asarray(a, dtype=np.float64)) for a in scores], 1))
         labels = self.labels.cpu().expand(len(flat), -1)
         return torch.zeros(len(flat), self.count, dtype=torch.float64).scatter_add_(1, labels, flat).numpy()
 
@@ -347,7 +347,7 @@ def parts_of(values: tuple[np.ndarray, ...], x: Points, parts: Any = None) -> Pa
     for k, (v, t) in enumerate(zip(values, x, strict=True)):
         default.append(_laid(v.shape[1:], tuple(t.shape[1:])).reshape(-1) + sum(sizes[:k]))
     own = torch.from_numpy(np.concatenate(default))
-    flat = torch.from_numpy(np.concatenate([v.reshape(n, -1) for v in values], 1).astype(np.float64))
+    flat = torch.from_numpy(np.concatenate([flattened(v) for v in values], 1).astype(np.float64))
     if not torch.isfinite(flat).all():
         raise NotFinite("scores that are NaN or infinite", "finite scores", "explain again, and look at the notes")
     shapes = tuple(t.shape[1:] for t in x)

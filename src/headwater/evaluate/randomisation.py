@@ -17,6 +17,7 @@ from headwater.evaluate.accord import spearman
 from headwater.evaluate.means import Mean, mean_of, written
 from headwater.evaluate.probes import arrays_of
 from headwater.features.baselines import smoothed
+from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library
 from headwater.result.views import channel_axis, kind_of
 
@@ -98,7 +99,8 @@ def randomisation(model: nn.Module, explain: Callable[[nn.Module], Any], *, laye
         layers: names of modules, in the order to randomise; default: all that have parameters and run, in the reverse of the order they run in.
 
     Layers with ``reset_parameters`` use it; others are drawn normal with the mean and spread of their weights. Norms are reset to the identity:
-    they count in the cascade, and not alone.
+    they count in the cascade, and not alone. Parameters of a module that is never called itself (its weight may be used by the module it is
+    part of) belong to that module.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> randomisation(net, lambda m: np.arange(40.0).reshape(10, 4) ** 2).verdict
@@ -160,6 +162,7 @@ def _groups(model: nn.Module, fired: list[str], layers: Sequence[str] | None) ->
             known = [name for name, m in modules.items() if any(True for _ in m.parameters(recurse=False))]
             raise InputError(f"layers={list(layers)!r}", f"names of modules with parameters, once each: {', '.join(known[:12])}", "see model.named_modules()")
         return {name: [m for m in modules[name].modules() if any(True for _ in m.parameters(recurse=False))] for name in layers}
+    fired = fired or list(modules)[1:]  # scores that never run the model: the order of registration
     owned: dict[str, list[nn.Module]] = {}
     for name, module in modules.items():
         if any(True for _ in module.parameters(recurse=False)):
@@ -264,7 +267,7 @@ def _comparison(trained: tuple[np.ndarray, ...]) -> Callable[[tuple[np.ndarray, 
 
 
 def _flat(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-    return np.concatenate([a.reshape(len(a), -1) for a in arrays], 1)
+    return np.concatenate([flattened(a) for a in arrays], 1)
 
 
 def _picture(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from headwater.errors import InputError, NotFinite
 from headwater.evaluate.means import Mean, mean_of
 from headwater.evaluate.probes import arrays_of
 from headwater.features.tables import is_frame
+from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def max_sensitivity(explain: Callable[[Any], Any], inputs: Any, *, radius: Any =
 
 
 def _flat(scores: Any) -> np.ndarray:
-    flat = np.concatenate([a.reshape(len(a), -1) for a in arrays_of(scores)], 1)
+    flat = np.concatenate([flattened(a) for a in arrays_of(scores)], 1)
     if not np.isfinite(flat).all():
         raise NotFinite("scores that are NaN or infinite", "finite scores", "explain again, and look at the notes")
     return flat
