@@ -322,6 +322,23 @@ def test_encoder_decoder_classifiers_move_what_both_halves_read(marked):
         assert e.baseline_output[k] == pytest.approx(float(model(blank).logits[0, 1].detach()))
 
 
+def test_neurons_functions_and_models_without_a_head_are_explained(pieces, bytes_):
+    model = bert("BertModel", pieces)
+    e = hw.explain(model, TEXTS, lambda hidden: hidden[:, 0, 3], tokenizer=pieces, rule=GL(48))
+    completes(e)
+    unit = hw.explain(model, TEXTS, tokenizer=pieces, layer="encoder.layer.1", neuron=(0, 3), rule=GL(48))
+    np.testing.assert_allclose(unit.values, e.values, atol=1e-12)
+    with pytest.raises(InputError, match="no head"):
+        hw.explain(model, TEXTS, tokenizer=pieces)
+    speaker = gpt(bytes_)
+    token = bytes_(" paris")["input_ids"][0]
+    logit = hw.explain(speaker, PROMPT, lambda z: z[:, -1, token], tokenizer=bytes_, rule=GL(48))
+    completes(logit)
+    assert logit.output[0] == pytest.approx(float(speaker(torch.tensor([bytes_(PROMPT)["input_ids"]])).logits[0, -1, token].detach()))
+    inner = hw.explain(speaker, PROMPT, " paris", tokenizer=bytes_, layer="transformer.h.0", rule=GL(48))
+    assert inner.values.shape[1] == len(inner.tokens[0]) and np.abs(inner.residual).max() < 1e-9
+
+
 # ---- labels of words, answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -580,6 +597,8 @@ def test_what_cannot_be_read_is_refused(pieces, bytes_):
         (lambda: hw.explain(speaker, PROMPT, [" a", " b"], tokenizer=bytes_), "2 targets for 1 texts"),
         (lambda: hw.explain(speaker, PROMPT, hw.targets.continuation(" a", foil=" b", each=True), tokenizer=bytes_), "foil"),
         (lambda: hw.explain(speaker, {"input_ids": [[1, 2]], "attention_mask": [[1]]}, 3), "attention_mask of lengths"),
+        (lambda: hw.explain(model, {"input_ids": [[2, 9, 3]], "color": [[1, 1, 1]]}, 0), "color"),
+        (lambda: hw.explain(model, "the cat", 0, tokenizer=pieces, extra={"attention_mask": 1}), "belong to the inputs"),
         (lambda: hw.explain(speaker, {"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, 3), "zeros inside"),
     ]
     for call, message in refused:
@@ -601,7 +620,7 @@ def test_scores_of_texts_are_saved_drawn_and_found_again(pieces, tmp_path):
     np.testing.assert_array_equal(again.values, e.values)
     assert again.words().tokens == e.words().tokens
     page = e.to_html(tmp_path / "page.html").read_text()
-    assert ">film<" in page
+    assert ">mat<" in page
 
 
 def test_a_pipeline_brings_its_tokenizer(pieces):

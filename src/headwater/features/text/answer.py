@@ -36,7 +36,7 @@ class Plan:
     """What is worked off: texts as the model reads them, and which number is explained.
 
     Args:
-        texts: what the model reads, one for each row of the result. shown: of each, how many tokens stand in the result (its first ones).
+        texts: what the model reads, one for each row of the result. target: None where a neuron is explained.
         kept: of each, how many tokens at its end keep themselves along the path.
         names: of the rows, or None. explained: in words, what is explained of each row.
         after: tokens of each row that stand in the result and that the model does not read, with values 0.
@@ -44,7 +44,7 @@ class Plan:
     """
 
     texts: Sequence[Text]
-    target: Target
+    target: Target | None
     reading: Reading
     kept: Sequence[int] | None = None
     names: tuple[str, ...] | None = None
@@ -91,6 +91,11 @@ def answer(question: Question) -> FeatureScores:
         raise InputError(f"a model of type {type(question.model).__name__} with a tokenizer", "a torch module or a transformers model", "pass the model itself")
     if question.extra is not None and not isinstance(question.extra, Mapping):
         raise InputError(f"extra of type {type(question.extra).__name__} for a text model", "a dict from argument names to values", "extra={'name': value}")
+    taken = sorted({"input_ids", "attention_mask", "decoder_input_ids", "inputs_embeds"} & set(question.extra or ()))
+    if taken:
+        raise InputError(
+            f"extra with {', '.join(taken)}", "what stands beside the texts", "masks belong to the inputs: what the tokenizer returns; a continuation to target="
+        )
     with quiet(question.model) as said:
         asked, notes = _asked(question)
         scores = _explained(asked)
@@ -173,7 +178,7 @@ def _explained(asked: Asked) -> FeatureScores:
     if foil is None:
         return scores
     other = _scores(asked, foil)
-    words = f"{plan.target.name} less {foil.target.name}"
+    words = f"{scores.target} less {other.target}"
     notes = tuple(dict.fromkeys((*scores.notes, *other.notes)))
     provenance = {**scores.provenance, "foil": other.provenance}
     return replace(scores.minus(other), target=words, method=scores.method, baseline=scores.baseline, notes=notes, provenance=provenance)
@@ -204,13 +209,15 @@ def _scores(asked: Asked, plan: Plan) -> FeatureScores:
 
 def _dressed(scores: FeatureScores, plan: Plan) -> FeatureScores:
     """With the tokens' texts, as wide as what is shown, and what merges tokens into words."""
-    shown = [text.cut(slice(0, len(text) - (plan.kept[k] if plan.kept is not None else 0))) for k, text in enumerate(plan.texts)]
-    if plan.after is not None:
+    at_tokens = isinstance(scores.values, np.ndarray) and scores.values.ndim == 2
+    shown = list(plan.texts)  # in a layer, what keeps itself in the input moves too
+    if at_tokens and plan.kept is not None:
+        shown = [text.cut(slice(0, len(text) - kept)) for text, kept in zip(plan.texts, plan.kept, strict=True)]
+    elif at_tokens and plan.after is not None:
         shown = list(plan.after)
     words: dict[str, Any] = {"word_ids": [list(text.words) for text in shown]}
     words |= {"explained": list(plan.explained)} if plan.explained else {}
     width = max(map(len, shown))
-    at_tokens = isinstance(scores.values, np.ndarray) and scores.values.ndim == 2
     missed = np.flatnonzero(scores.relative_residual > MISSED).tolist()
     said = [f"Values miss more than {MISSED:.0%} of the change of the output in row {_numbers(missed)}: {MEND}."] if missed else []
     return replace(

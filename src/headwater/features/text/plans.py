@@ -73,6 +73,8 @@ class Span:
 def plan_of(asked: Asked) -> tuple[Plan, Plan | None]:
     """What is worked off; and the foil's, where there is one."""
     target, kind = asked.question.target, asked.reading.kind
+    if target is None and asked.question.neuron is not None:
+        return _free(asked), None
     if kind in ("causal", "seq2seq") and not isinstance(target, Target) and not (callable(target) and not isinstance(target, continuation)):
         return _continued(asked, target if isinstance(target, continuation) else continuation(_given(target)))
     if isinstance(target, continuation):
@@ -82,19 +84,19 @@ def plan_of(asked: Asked) -> tuple[Plan, Plan | None]:
     return {"sequence": _classified, "tokens": _labelled, "span": _answered}.get(kind, _free)(asked), None
 
 
-def _plan(asked: Asked, target: Target, explained: Sequence[str] = (), notes: Sequence[str] = ()) -> Plan:
+def _plan(asked: Asked, target: Target | None, explained: Sequence[str] = (), notes: Sequence[str] = ()) -> Plan:
     from headwater.features.text.answer import Plan
 
     return Plan(asked.texts, target, asked.reading, explained=tuple(explained), notes=tuple(notes))
 
 
 def _free(asked: Asked) -> Plan:
-    """Any function of the output."""
+    """Any function of the output; with no target, a neuron is explained."""
     if asked.question.target is None and asked.question.neuron is None:
         raise InputError(
             f"no target for a {type(asked.question.model).__name__}, which has no head", "a function of its output", "target=lambda hidden: hidden[:, 0, 7], say"
         )
-    return _plan(asked, target_of(asked.question.target))
+    return _plan(asked, None if asked.question.target is None else target_of(asked.question.target))
 
 
 # ---- a class of each text --------------------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ def _free(asked: Asked) -> Plan:
 
 def _classified(asked: Asked) -> Plan:
     target, config = asked.question.target, asked.config
-    if target is None and asked.question.neuron is None:
+    if target is None:
         found = asked.outputs()
         if found.ndim == 1 or found.shape[1] == 1:
             return _plan(asked, output(None))
@@ -140,8 +142,6 @@ def _number(config: Any, label: str, asked: Asked) -> int:
 
 def _labelled(asked: Asked) -> Plan:
     target = asked.question.target
-    if asked.question.neuron is not None and target is None:
-        return _plan(asked, target_of(None))
     if isinstance(target, Target) or callable(target):
         return _plan(asked, target_of(target))
     masks = [] if target is not None else [_only_mask(asked, k) for k in range(len(asked.texts))]

@@ -60,6 +60,9 @@ class Reading:
     def tensors(self, texts: Sequence[Text]) -> tuple[Tensor, dict[str, Tensor]]:
         """Ids (n, longest), filled up to the right, and what goes with them: the mask, segments. Raises InputError."""
         ids = padded([text.ids for text in texts], self.pad, self.device)
+        strange = [name for name in texts[0].aligned if name != "token_type_ids" and self.takes is not None and name not in self.takes]
+        if strange:
+            raise InputError(f"inputs with {', '.join(strange)} for a {type(self.model).__name__}", "what the model takes", "leave them out")
         others = {name: padded([text.aligned[name] for text in texts], 0, self.device) for name in texts[0].aligned if self.takes is None or name in self.takes}
         lengths = {len(text) for text in texts}
         if self.takes is None or "attention_mask" in self.takes:
@@ -213,6 +216,7 @@ def decoder_reads_text(reading: Reading, texts: Sequence[Text], extra: Mapping[s
 
 def _arguments(model: Any) -> frozenset[str] | None:
     """What a model takes by name, None for anything."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters of peft pass on what their model takes
     found = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
     open_ = any(p.kind is p.VAR_KEYWORD for p in found.values())
     known = hasattr(model, "config") and len(found) > 2  # transformers' **kwargs are for its own switches
