@@ -134,6 +134,14 @@ def test_drawn_rows_are_those_that_the_baseline_draws_by_itself():
     np.testing.assert_allclose(found.mean(4), np.broadcast_to(expected.points[0].mean((0, 1)), (4, 3)))
 
 
+def test_an_average_draws_what_it_draws_by_itself():
+    both = baselines.average(baselines.dataset(X, 2), baselines.dataset(X, 2), weights=[1, 3])
+    expected = both.references((torch.tensor(X),), 5)
+    found = tables.references(both, X, seed=5)
+    np.testing.assert_array_equal(np.concatenate(found.points), expected.points[0][:, 0])
+    np.testing.assert_allclose(found.weights, expected.weights)
+
+
 def test_rows_with_text_are_baselines_of_tables_with_text():
     row = tables.references({"town": "y", "age": 0.0}, MIXED).points[0]
     assert row.values.tolist() == [[0.0, "y"]]

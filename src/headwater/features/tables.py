@@ -182,7 +182,7 @@ def output_target(count: int, target: Any, n: int) -> Target:
 
 def _place(known: list[Any], label: Any) -> int:
     for k, value in enumerate(known):
-        if label is value or (isinstance(label, str) == isinstance(value, str) and label == value):
+        if label == value:
             return k
     shown = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
     raise InputError(f"target={label!r}", f"one of the classes: {shown}", "the label itself, as model.classes_ has it, not its place")
