@@ -1,5 +1,6 @@
 """Removal curves, infidelity, sensitivity-n and completeness against closed forms of linear models and against plain loops."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -150,6 +151,8 @@ def test_an_example_that_is_its_own_fill_is_undefined_and_counted():
     x = np.vstack([ONES, np.zeros((1, 4))])
     found = evaluate.deletion(W * x, linear, x)
     assert np.isnan(found.values).tolist() == [False, False, False, True] and found.mean.examples == 3
+    nothing = evaluate.deletion(W * ONES, lambda X: 0 * linear(X), ONES)
+    assert np.isnan(nothing.values).all() and nothing.mean.examples == 0 and np.isnan(nothing.line).all()
     assert "1 examples undefined" in repr(found) and any("undefined" in note for note in found.notes)
 
 
@@ -180,6 +183,25 @@ def test_tokens_are_replaced_and_their_mask_stays():
     expected = model(changed, inputs["attention_mask"][:1])[0, 1].item()
     assert found.outputs[0, 1] == pytest.approx(expected, abs=1e-6) and "gradient x input" in found.against
     assert evaluate.infidelity(e, model, inputs, 1, fill=0).relative_mean.mean < 1e-10  # a fixed mask makes the logit linear in the embeddings
+
+
+def test_what_belongs_to_no_word_of_a_text_stays():
+    """Scores of texts know their words: special tokens and padding are no parts, of any metric."""
+    model, ids = Reader(), torch.arange(1, 19).reshape(3, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]] * 3)}
+    e = hw.explain(model, inputs, target=1, baseline={"input_ids": 0, "attention_mask": None}, progress=False)
+    special = np.array([True, False, False, False, True, True])
+    values = np.where(special, 0, e.values["input_ids"])
+    e = dataclasses.replace(e, values=values, kind="text", inputs=None, reference=None, provenance={"word_ids": [[None, 0, 1, 2, None]] * 3})
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    found = evaluate.deletion(e, model, inputs, 1, fill=0, steps=6)
+    assert found.shares.tolist() == [0, 1 / 3, 2 / 3, 1] and np.allclose(found.outputs[:, -1], found.filled)
+    evaluate.sensitivity_n(e, model, inputs, 1, fill=0)
+    fidelity = evaluate.infidelity(e, model, inputs, 1, fill=0)
+    assert fidelity.relative_mean.mean < 1e-10
+    changed = torch.cat(seen)
+    assert ((changed == 0).sum(0) > 0).tolist() == (~special).tolist()
 
 
 def test_several_fills_in_one_table():

@@ -60,11 +60,11 @@ class gaussian:
         if not all(t.is_floating_point() for t in x) or any(getattr(subject.probe, "books", ())):
             raise InputError("Gaussian noise on ids or texts", "numbers", "perturbation=masks(0.5)")
         flat = torch.cat([t.flatten(1).double() for t in x], 1)
-        if subject.parts.count != flat.shape[1] or not torch.equal(subject.parts.labels[0].cpu(), torch.arange(flat.shape[1])):
+        if not subject.parts.each:
             raise InputError("Gaussian noise for groups of numbers", "a score for every number of the input", "leave parts= out, or perturbation=masks(0.5)")
         slopes = self._slopes(subject, flat).cpu().numpy()
         noise = np.random.default_rng(seed).normal(0, self.sigma, (subject.n, draws, flat.shape[1]))
-        return np.einsum("ndf,nf->nd", noise, slopes), subject.output[:, None] - self._moved(subject, noise)
+        return (noise @ slopes[:, :, None])[:, :, 0], subject.output[:, None] - self._moved(subject, noise)
 
     def _slopes(self, subject: Subject, flat: Tensor) -> Tensor:
         scores = torch.from_numpy(subject.parts.scores).to(flat.device)
@@ -248,8 +248,9 @@ def sensitivity_n(
 
 
 def _change(subject: Subject, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and real fall of f, (n, draws), without the parts of ``removed`` (n, draws, count)."""
-    return np.einsum("ndc,nc->nd", removed, subject.parts.scores), subject.output[:, None] - subject.without(removed)
+    """Predicted and real fall of f, (n, draws), without the parts of ``removed`` (n, draws, count) that the examples have."""
+    removed = removed & subject.parts.present[:, None]
+    return (removed @ subject.parts.scores[:, :, None])[:, :, 0], subject.output[:, None] - subject.without(removed)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ A probe is made of the same arguments as an explanation (model, inputs, target, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -297,23 +298,31 @@ def measured(probe: Probe, rows: Tensor, change: Callable[[Tensor, Points, Point
 class Parts:
     """What is taken away together. ``labels`` (n or 1, F): the part of each number of the (flattened) inputs, below ``count``.
 
-    ``scores`` (n, count): summed over each part. ``present`` (n, count): parts that an example has.
+    ``scores`` (n, count): summed over each part. ``present`` (n, count): parts that an example has. ``movable`` (n, F): numbers that may
+    change, None for all.
     """
 
     labels: Tensor
     scores: np.ndarray
     present: np.ndarray
     shapes: tuple[torch.Size, ...]
+    movable: Tensor | None = None
 
     @property
     def count(self) -> int:
         """How many, at most."""
         return self.scores.shape[1]
 
+    @cached_property
+    def each(self) -> bool:
+        """Whether every number of the inputs is a part of its own, in order."""
+        own = torch.arange(self.labels.shape[1], device=self.labels.device)
+        return len(self.labels) == 1 and self.count == self.labels.shape[1] and torch.equal(self.labels[0], own)
+
     def chosen(self, mask: Tensor, rows: Tensor) -> Points:
         """Which numbers of the inputs belong to the parts of ``mask`` (m, count): one boolean tensor (m, ...) for each input."""
-        labels = self.labels[rows if len(self.labels) > 1 else torch.zeros_like(rows)]
-        flat = mask.gather(1, labels)
+        flat = mask.gather(1, self.labels[rows]) if len(self.labels) > 1 else mask if self.each else mask[:, self.labels[0]]
+        flat = flat if self.movable is None else flat & self.movable[rows]
         pieces = flat.split([int(np.prod(shape)) for shape in self.shapes], dim=1)
         return tuple(piece.reshape(len(mask), *shape) for piece, shape in zip(pieces, self.shapes, strict=True))
 
@@ -324,7 +333,7 @@ class Parts:
         return torch.zeros(len(flat), self.count, dtype=torch.float64).scatter_add_(1, labels, flat).numpy()
 
 
-def parts_of(values: tuple[np.ndarray, ...], x: Points, parts: Any = None) -> Parts:
+def parts_of(values: tuple[np.ndarray, ...], x: Points, parts: Any = None, movable: Tensor | None = None) -> Parts:
     """The parts of inputs that scores speak of.
 
     Args:
@@ -333,6 +342,7 @@ def parts_of(values: tuple[np.ndarray, ...], x: Points, parts: Any = None) -> Pa
         parts: None (each number of the scores is a part), a whole number c (cells of c by c places, all channels together; c in a row where
             the inputs have one axis), or labels: whole numbers of the inputs' shape without the examples, with them, or without channels.
             Several inputs: a tuple of such.
+        movable: (n, F), numbers of the inputs that may change; a part of which none may is no part of that example.
 
     Raises InputError for shapes that do not fit, and labels that split what the scores hold together.
     """
@@ -352,17 +362,19 @@ def parts_of(values: tuple[np.ndarray, ...], x: Points, parts: Any = None) -> Pa
         raise NotFinite("scores that are NaN or infinite", "finite scores", "explain again, and look at the notes")
     shapes = tuple(t.shape[1:] for t in x)
     if parts is None:
-        return Parts(own[None].to(x[0].device), flat.numpy(), np.ones(flat.shape, bool), shapes)
-    labels = _labels(parts, x)
-    groups = torch.zeros(len(labels), sum(sizes), dtype=torch.long).scatter_(1, own.expand(len(labels), -1), labels)
-    if not torch.equal(groups.gather(1, own.expand(len(labels), -1)), labels):
-        raise InputError(
-            "parts that split what the scores hold together", "parts of whole pixels or tokens, as the scores have them", "keep the channels of a place in one part"
-        )
-    count = int(labels.max()) + 1
-    sums = torch.zeros(n, count, dtype=torch.float64).scatter_add_(1, groups.expand(n, -1), flat)
-    present = torch.zeros(len(labels), count, dtype=torch.bool).scatter_(1, labels, True).expand(n, -1)
-    return Parts(labels.to(x[0].device), sums.numpy(), present.numpy(), shapes)
+        labels, sums = own[None], flat
+    else:
+        labels = _labels(parts, x)
+        groups = torch.zeros(len(labels), sum(sizes), dtype=torch.long).scatter_(1, own.expand(len(labels), -1), labels)
+        if not torch.equal(groups.gather(1, own.expand(len(labels), -1)), labels):
+            expected = "parts of whole pixels or tokens, as the scores have them"
+            raise InputError("parts that split what the scores hold together", expected, "keep the channels of a place in one part")
+        sums = torch.zeros(n, int(labels.max()) + 1, dtype=torch.float64).scatter_add_(1, groups.expand(n, -1), flat)
+    may = torch.ones(1, labels.shape[1], dtype=torch.bool) if movable is None else movable.cpu()
+    rows = max(len(labels), len(may))
+    present = torch.zeros(rows, sums.shape[1]).scatter_add_(1, labels.expand(rows, -1), may.float().expand(rows, -1)) > 0
+    device = x[0].device
+    return Parts(labels.to(device), sums.numpy(), present.expand(n, -1).numpy(), shapes, None if movable is None else movable.to(device))
 
 
 def arrays_of(scores: Any) -> tuple[np.ndarray, ...]:
@@ -477,7 +489,7 @@ def subject_of(scores: Any, model: Any, inputs: Any, target: Any, fill: Any, par
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}", "at least 1", "leave it out")
     probe = probe_of(model, inputs, target, extra, output)
-    cut, notes = parts_of(probe.own(arrays_of(scores)), probe.x, parts), []
+    cut, notes = parts_of(probe.own(arrays_of(scores)), probe.x, parts, words_of(scores, probe.x) if mine else None), []
     own = mine and fill is None and scores.reference is not None
     if own and scores.stderr is not None and "Smooth" not in scores.method:
         notes.append("Parts are replaced with the mean of several baselines; fill= takes the baselines themselves.")
@@ -485,10 +497,21 @@ def subject_of(scores: Any, model: Any, inputs: Any, target: Any, fill: Any, par
     found = baselines.References(found.points, found.weights, scores.baseline) if own else found
     rows = torch.arange(len(probe.x[0]), device=probe.x[0].device)
     value = measured(probe, rows, lambda _, x, __: x, once(found), batch_size).cpu().numpy()
-    filled = measured(probe, rows, lambda _, __, b: b, found, batch_size).cpu().numpy()
     if mine:
         notes += _same_question(scores, value)
-    return Subject(probe, cut, found, value, filled, scores.method if mine else "the given scores", mine, tuple(notes), batch_size)
+    subject = Subject(probe, cut, found, value, value, scores.method if mine else "the given scores", mine, tuple(notes), batch_size)
+    return replace(subject, filled=subject.without(np.ones((subject.n, 1, cut.count), bool))[:, 0])
+
+
+def words_of(scores: FeatureScores, x: Points) -> Tensor | None:
+    """(n, positions) which tokens of explained texts belong to words: special tokens and padding stay as they are. None where that is not known."""
+    ids = scores.provenance.get("word_ids")
+    if scores.kind != "text" or ids is None or len(x) != 1 or x[0].ndim != 2 or not all(any(w is not None for w in row) for row in ids):
+        return None
+    found = torch.zeros(x[0].shape, dtype=torch.bool)
+    for k, row in enumerate(ids):
+        found[k, : len(row)] = torch.tensor([w is not None for w in row])[: found.shape[1]]
+    return found
 
 
 def _same_question(scores: FeatureScores, value: np.ndarray) -> list[str]:

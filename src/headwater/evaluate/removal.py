@@ -128,6 +128,8 @@ def deletion(
         model, inputs, target, extra, output: as given to ``hw.explain``; ``inputs`` default to those that the scores hold.
         fill: what a removed part becomes: None (the baseline of the scores, else zeros), a number, an array, a token id for ids, or one of
             ``hw.baselines``: ``mean(train)``, ``blur(4)``, ``uniform()``, ``dataset(train, 32)`` (f is averaged over its points).
+            Texts: ``inputs=dict(tokenizer(texts, padding=True, return_tensors="pt"))`` with ``fill=tokenizer.mask_token_id``; special tokens,
+            padding and masks stay as they are.
         parts: None (each score), a whole number c (cells of c by c pixels, channels together), or labels of superpixels, columns or words.
         steps: intervals of the curve; no more than there are parts.
         against: scores to compare with, by name. Random rankings always are, and |gradient| and gradient x input for networks.
@@ -359,11 +361,11 @@ def _others(subject: Subject, given: dict[str, Any], way: np.ndarray, rng: np.ra
         found["|gradient|"], found["gradient x input"] = [subject.parts.of(sized)], [subject.parts.of(times) * way[:, None]]
     elif isinstance(probe, Network):
         one = explain(given["model"], probe_inputs(given), given["target"], extra=given["extra"], rule=quadrature.right(1), progress=False)
-        found["gradient x input"] = [parts_of(probe.own(arrays_of(one)), probe.x, given["parts"]).scores * way[:, None]]
+        found["gradient x input"] = [parts_of(probe.own(arrays_of(one)), probe.x, given["parts"], subject.parts.movable).scores * way[:, None]]
     else:
         notes.append("The model is known by its values alone: there is no gradient to compare with.")
     for name, scores in (given["against"] or {}).items():
-        other = parts_of(probe.own(arrays_of(scores)), probe.x, given["parts"])
+        other = parts_of(probe.own(arrays_of(scores)), probe.x, given["parts"], subject.parts.movable)
         if other.scores.shape != shape:
             sizes = [a.shape for a in arrays_of(scores)]
             raise InputError(f"scores {name!r} of shapes {sizes} to compare with", f"{shape[1]} parts, like the judged scores", "explain the same inputs, or give parts=")
