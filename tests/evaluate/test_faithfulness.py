@@ -181,7 +181,7 @@ def test_tokens_are_replaced_and_their_mask_stays():
     changed = ids[:1].clone()
     changed[0, order[:1]] = 0
     expected = model(changed, inputs["attention_mask"][:1])[0, 1].item()
-    assert found.outputs[0, 1] == pytest.approx(expected, abs=1e-6) and "gradient x input" in found.against
+    assert found.outputs[0, 1] == pytest.approx(expected, abs=1e-6) and "gradient x input" in found.against and found.fill == "token 0"
     assert evaluate.infidelity(e, model, inputs, 1, fill=0).relative_mean.mean < 1e-10  # a fixed mask makes the logit linear in the embeddings
 
 

@@ -104,7 +104,9 @@ class Network:
         names = [self.call.names[k] for k in self.moving] if self.call.names else ()
         fill = self.own(tuple(fill)) if isinstance(fill, tuple | list) else fill
         fill = {name: fill[name] for name in names if name in fill} if isinstance(fill, Mapping) else fill
-        return baselines.references(_tokens(fill, self.x), self.x, seed, names)
+        found = baselines.references(_tokens(fill, self.x), self.x, seed, names)
+        ids = isinstance(fill, int | baselines.token) and not any(t.is_floating_point() for t in self.x)
+        return baselines.References(found.points, found.weights, f"token {_tokens(fill, self.x)}") if ids else found
 
     def gradient(self) -> Points:
         """∇f at the inputs, for floating inputs; zeros for the others."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Of DeYoung et al. 2019: how much of the input a rationale may hold."""
-UNDEFINED = 0.01
+UNDEFINED = 0.1
 """An example whose ``|f(x) - f(b)|`` is below this share of the median has no normalised curve."""
 GOOD = {
     "deletion": "low: the output falls at once",
@@ -116,7 +116,7 @@ def deletion(
 
     ``AUC = ∫₀¹ (f(x_s) - f(b)) / (f(x) - f(b)) ds``, with ``x_s`` the input whose top share s of parts is replaced with the fill b; trapezoids.
     Good: low, and well below a random ranking on the same examples (for a linear model whose parts have equal scores it is 0.5). Where
-    ``f(x) < f(b)`` the order is reversed, so that the parts that carried the change still go first. Examples whose change is below 1 % of the
+    ``f(x) < f(b)`` the order is reversed, so that the parts that carried the change still go first. Examples whose change is below 10 % of the
     median change are undefined: NaN, counted.
 
     Caveat: replaced inputs may be like nothing that the model has seen, and then the curve measures that. Ask for several fills
