@@ -157,12 +157,25 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def written(tokenizer: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """Tokens as people write them: bytes decoded, the space before a word as a space; ``##`` stays."""
+    """Tokens as people write them: bytes decoded, the space before a word as a space; ``##`` stays. Of tokens that are parts of one
+    character the first is written as that character, the others as nothing."""
     decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
     if "ByteLevel" in decoder or hasattr(tokenizer, "byte_decoder"):
-        kept = set(tokenizer.all_special_tokens)
-        return tuple(name if name in kept else tokenizer.convert_tokens_to_string([name]) for name in names)
+        return tuple(_decoded(tokenizer, names))
     return tuple(name.replace("\u2581", " ") for name in names)
+
+
+def _decoded(tokenizer: Any, names: Sequence[str]) -> list[str]:
+    kept, found, pending = set(tokenizer.all_special_tokens), [], 0
+    for k, name in enumerate(names):
+        whole = name if name in kept else str(tokenizer.convert_tokens_to_string(list(names[k - pending : k + 1])))
+        if whole.endswith("\ufffd") and pending < 3:  # a character has at most four bytes
+            pending += 1
+            found.append("\ufffd")
+            continue
+        found[k - pending :] = [whole, *[""] * pending]
+        pending = 0
+    return found
 
 
 def _encoded(given: Mapping[str, Any], tokenizer: Any, specials: frozenset[int], pad: int | None) -> tuple[list[Text], list[str]]:
