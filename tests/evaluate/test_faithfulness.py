@@ -347,6 +347,18 @@ def test_infidelity_equals_the_mean_over_all_masks_on_a_network():
     assert np.allclose(found.values, np.mean(errors, 0), rtol=0.05)
 
 
+def test_the_order_of_the_scores_is_judged_against_the_same_scores_shuffled():
+    x = np.random.default_rng(0).normal(size=(30, 8))
+    w = np.linspace(-2, 3, 8)
+    true = w * x
+    good = evaluate.infidelity(true, lambda X: X @ w, x)
+    bad = evaluate.infidelity(np.random.default_rng(1).permuted(true, axis=1), lambda X: X @ w, x)
+    assert good.advantage.low > 0 and good.shuffled.mean == pytest.approx(good.advantage.mean)
+    assert bad.advantage.low < 0 < bad.advantage.high and bad.relative_mean.mean == pytest.approx(bad.shuffled.mean, rel=0.5)
+    alike = evaluate.infidelity(np.ones((3, 4)), linear, ONES)
+    assert np.allclose(alike.advantage.mean, 0)  # equal scores have no order
+
+
 def test_the_best_scale_undoes_a_wrong_unit():
     found = evaluate.infidelity(5 * W * ONES, linear, ONES, scaled=True)
     assert np.allclose(found.beta, 0.2) and found.values.max() < 1e-20 and "beta" in repr(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,11 +20,24 @@ if TYPE_CHECKING:
     import pandas
 
 
+class Trials(NamedTuple):
+    """Perturbations: their ``weights`` (n, draws, parts), the ``slopes`` (n, parts) that they are multiplied with, and the real changes (n, draws)."""
+
+    weights: np.ndarray
+    slopes: np.ndarray
+    real: np.ndarray
+
+    def predicted(self, slopes: np.ndarray | None = None) -> np.ndarray:
+        """``Iᵀφ``, (n, draws)."""
+        found: np.ndarray = (self.weights @ (self.slopes if slopes is None else slopes)[:, :, None])[:, :, 0]
+        return found
+
+
 @runtime_checkable
 class Perturbation(Protocol):
-    """``pairs(subject, draws, seed)``: the predicted changes ``a = Iᵀφ`` and the real ones ``d = f(x) - f(x - I)``, both (n, draws)."""
+    """``trials(subject, draws, seed)``: what is done to the inputs, and what comes of it: ``d = f(x) - f(x - I)``."""
 
-    def pairs(self, subject: Subject, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def trials(self, subject: Subject, draws: int, seed: int) -> Trials: ...
 
 
 @dataclass(frozen=True)
@@ -34,12 +47,12 @@ class masks:  # reads as a function where it is passed, and is a value
 
     share: float = 0.5
 
-    def pairs(self, subject: Subject, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def trials(self, subject: Subject, draws: int, seed: int) -> Trials:
         """Draws in which no part is replaced count as they come: both sides are 0 there."""
         if not 0 < self.share <= 1:
             raise InputError(f"share={self.share}", "above 0 and up to 1", "masks(0.5)")
         removed = np.random.default_rng(seed).random((subject.n, draws, subject.parts.count)) < self.share
-        return _change(subject, removed)
+        return _without(subject, removed)
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class gaussian:
 
     sigma: float = 0.1
 
-    def pairs(self, subject: Subject, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """(n, draws) each."""
+    def trials(self, subject: Subject, draws: int, seed: int) -> Trials:
+        """Noise on every number."""
         x = subject.probe.x
         if not self.sigma > 0:
             raise InputError(f"sigma={self.sigma}", "above 0", "gaussian(0.1)")
@@ -64,7 +77,7 @@ class gaussian:
             raise InputError("Gaussian noise for groups of numbers", "a score for every number of the input", "leave parts= out, or perturbation=masks(0.5)")
         slopes = self._slopes(subject, flat).cpu().numpy()
         noise = np.random.default_rng(seed).normal(0, self.sigma, (subject.n, draws, flat.shape[1]))
-        return (noise @ slopes[:, :, None])[:, :, 0], subject.output[:, None] - self._moved(subject, noise)
+        return Trials(noise, slopes, subject.output[:, None] - self._moved(subject, noise))
 
     def _slopes(self, subject: Subject, flat: Tensor) -> Tensor:
         scores = torch.from_numpy(subject.parts.scores).to(flat.device)
@@ -92,6 +105,8 @@ class Infidelity:
 
     ``values`` (n,), their ``mean``. ``relative`` (n,): over the mean square of the real change: 0 is perfect, 1 is what predicting no change
     gets; NaN where f does not change. ``beta`` (n,): the scale that the scores were multiplied with, None where they were taken as they are.
+    ``shuffled``: relative infidelity of the same scores in random order, which is well below 1 for masks (their sum is right); ``advantage``:
+    the paired difference, above 0 where the order of the scores means something.
     """
 
     values: np.ndarray
@@ -99,6 +114,8 @@ class Infidelity:
     relative: np.ndarray
     relative_mean: Mean
     beta: np.ndarray | None
+    shuffled: Mean
+    advantage: Mean
     perturbation: str
     method: str
     notes: tuple[str, ...] = ()
@@ -106,7 +123,8 @@ class Infidelity:
     def __repr__(self) -> str:
         scaled = "" if self.beta is None else f", scores scaled by beta, median {written(float(np.nanmedian(self.beta)))}"
         return (
-            f"Infidelity({self.method}: {self.mean} squared units of f; relative {self.relative_mean}; {self.perturbation}{scaled}; "
+            f"Infidelity({self.method}: {self.mean} squared units of f; relative {self.relative_mean}, shuffled {written(self.shuffled.mean)}, better by "
+            f"{self.advantage}; {self.perturbation}{scaled}; "
             "good: near 0; relative 1 is what predicting no change gets)"
         )
 
@@ -135,8 +153,8 @@ def infidelity(
 ) -> Infidelity:
     """``E_I[(β Iᵀφ - (f(x) - f(x - I)))²]`` (Yeh et al. 2019, arXiv 1901.09392, Definition 2.1).
 
-    Good: near 0, and ``relative`` well below 1 (predicting no change). Zero for linear models with matching scores. The perturbation must match
-    what the scores are: ``masks`` for contributions to ``f(x) - f(b)`` (the fill must then be their baseline), ``gaussian`` for slopes.
+    Good: near 0, and ``relative`` well below 1 (predicting no change) and below that of the same scores ``shuffled``. Zero for linear models
+    with matching scores. The perturbation must match what the scores are: ``masks`` for contributions to ``f(x) - f(b)`` (the fill must then be their baseline), ``gaussian`` for slopes.
 
     Args:
         perturbation: ``hw.evaluate.masks(0.5)`` (default) or ``hw.evaluate.gaussian(0.1)``.
@@ -156,12 +174,11 @@ def infidelity(
         raise InputError(f"perturbation={how!r}", "hw.evaluate.masks(share) or hw.evaluate.gaussian(sigma)", "leave it out for masks(0.5)")
     _draws(draws)
     subject = subject_of(scores, model, inputs, target, fill, parts, extra, output, batch_size, seed)
-    a, d = how.pairs(subject, draws, seed)
-    scale = _ratio((a * d).mean(1), (a * a).mean(1)) if scaled else None
-    error = ((a if scale is None else np.nan_to_num(scale)[:, None] * a) - d) ** 2
-    values, relative = error.mean(1), _ratio(error.mean(1), (d * d).mean(1))
-    boot = (bootstrap, seed)
-    return Infidelity(values, mean_of(values, *boot), relative, mean_of(relative, *boot), scale, repr(how), subject.method, subject.notes)
+    trials = how.trials(subject, draws, seed)
+    values, relative, scale = _errors(trials.predicted(), trials.real, scaled)
+    _, other, _ = _errors(trials.predicted(_shuffled(trials.slopes, subject.parts.present, seed)), trials.real, scaled)
+    figures = [mean_of(v, bootstrap, seed) for v in (values, relative, other, other - relative)]
+    return Infidelity(values, figures[0], relative, figures[1], scale, figures[2], figures[3], repr(how), subject.method, subject.notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +253,8 @@ def sensitivity_n(
     for size in chosen.tolist():
         keys = np.where(subject.parts.present[:, None], rng.random((subject.n, draws, subject.parts.count)), 2.0)
         removed = np.argsort(np.argsort(keys, axis=2), axis=2) < size
-        columns.append(_correlation(*_change(subject, removed)))
+        trials = _without(subject, removed)
+        columns.append(_correlation(trials.predicted(), trials.real))
     found = np.stack(columns, 1)
     counted = (~np.isnan(found)).sum(1)
     values = np.where(counted > 0, np.nansum(found, 1) / np.maximum(counted, 1), np.nan)
@@ -247,10 +265,25 @@ def sensitivity_n(
 # ---- their mathematics -----------------------------------------------------------------------------------------------------------
 
 
-def _change(subject: Subject, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and real fall of f, (n, draws), without the parts of ``removed`` (n, draws, count) that the examples have."""
+def _errors(a: np.ndarray, d: np.ndarray, scaled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Mean squared errors (n,), the same over the mean square of d, and the best scale of a where it was asked for."""
+    scale = _ratio((a * d).mean(1), (a * a).mean(1)) if scaled else None
+    error = (((a if scale is None else np.nan_to_num(scale)[:, None] * a) - d) ** 2).mean(1)
+    return error, _ratio(error, (d * d).mean(1)), scale
+
+
+def _without(subject: Subject, removed: np.ndarray) -> Trials:
+    """The fall of f without the parts of ``removed`` (n, draws, count) that the examples have."""
     removed = removed & subject.parts.present[:, None]
-    return (removed @ subject.parts.scores[:, :, None])[:, :, 0], subject.output[:, None] - subject.without(removed)
+    return Trials(removed, subject.parts.scores, subject.output[:, None] - subject.without(removed))
+
+
+def _shuffled(slopes: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
+    """Each example's scores in random order over the parts that it has."""
+    rng, found = np.random.default_rng([seed, 1]), slopes.copy()
+    for row, own in zip(found, present, strict=True):
+        row[own] = rng.permutation(row[own])
+    return found
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
