@@ -100,6 +100,7 @@ def test_columns_go_back_to_their_feature():
     names = ["capital_gain", "capital_loss", "job_a_b", "job", "x"]
     assert regions.columns(names, of=["capital_gain", "capital_loss", "job", "x"]) == ["capital_gain", "capital_loss", "job", "job", "x"]
     assert regions.columns(names) == ["capital", "capital", "job", "job", "x"]
+    assert regions.columns(["job_a_b", "job_a", "job_b"], of=["job", "job_a"]) == ["job_a", "job_a", "job"]  # the longest that fits
     values = np.arange(10.0).reshape(2, 5)
     g = scores(values).group(regions.columns(names, of=["capital_gain", "capital_loss", "job", "x"]))
     assert g.feature_names == ("capital_gain", "capital_loss", "job", "x")
