@@ -425,14 +425,18 @@ def test_answers_are_explained_by_their_start_and_end(pieces):
     pair = ("who lives in paris ?", "ada lives in the small town of paris")
     batch = pieces(*pair, return_tensors="pt")
     inside = [k for k, p in enumerate(batch.sequence_ids(0)) if p == 1]
-    for seed in range(4):  # some of these models would look for their answer in the question
+    for seed in range(20):  # until one would rather look for its answer outside of the context
         model = bert("BertForQuestionAnswering", pieces, seed)
         out = model(**batch)
         start, end = out.start_logits[0].detach(), out.end_logits[0].detach()
         best = max((float(start[a] + end[b]), a, b) for a in inside for b in inside if a <= b < a + 30)
-        e = hw.explain(model, pair, tokenizer=pieces, rule=GL(48))
-        assert e.output[0] == pytest.approx(best[0])
-        completes(e, 1e-6)
+        if float(torch.triu(start[:, None] + end[None, :]).max()) > best[0] + 0.1:
+            break
+    else:
+        pytest.fail("no such model")
+    e = hw.explain(model, pair, tokenizer=pieces, rule=GL(48))
+    assert e.output[0] == pytest.approx(best[0])
+    completes(e, 1e-6)
     first = hw.explain(model, pair, "start", tokenizer=pieces, rule=GL(48))
     last = hw.explain(model, pair, "end", tokenizer=pieces, rule=GL(48))
     assert first.output[0] == pytest.approx(float(start[best[1]]))

@@ -24,8 +24,8 @@ def recognises(question: Question) -> bool:
     """A tokenizer is given, or the model is one of transformers and the inputs are texts or token ids."""
     if question.tokenizer is not None or _is_pipeline(question.model):
         return True
-    transformers = sys.modules.get("transformers")  # a model of it cannot exist unless it was imported
-    if transformers is None or not isinstance(question.model, transformers.PreTrainedModel):
+    models = sys.modules.get("transformers.modeling_utils")  # no model of transformers exists before this was imported
+    if models is None or not isinstance(question.model, models.PreTrainedModel):
         return False
     from headwater.features.text.tokens import looks_like_text
 
@@ -44,5 +44,5 @@ def explain(question: Question) -> FeatureScores:
 
 
 def _is_pipeline(model: Any) -> bool:
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and "transformers.pipelines" in sys.modules and isinstance(model, sys.modules["transformers.pipelines"].Pipeline)
+    pipelines = sys.modules.get("transformers.pipelines")
+    return pipelines is not None and isinstance(model, pipelines.Pipeline)
