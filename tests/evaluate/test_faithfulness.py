@@ -147,6 +147,22 @@ def test_scores_summed_over_channels_or_embeddings_stand_for_the_whole_place():
     assert np.allclose(pixels.outputs, grouped.outputs) and np.allclose(pixels.outputs, flat.outputs)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_parts_of_several_inputs_are_ranked_together(named):
+    def f(a, b):
+        return a @ torch.tensor([4.0, 1.0]) + (b * torch.tensor([[3.0, 2.0]])).sum((1, 2))
+
+    a, b = torch.ones(3, 2), torch.ones(3, 1, 2)
+    inputs = {"a": a, "b": b} if named else (a, b)
+    e = hw.explain(f, inputs, progress=False)
+    found = evaluate.deletion(e, f, inputs, against={"backwards": {"a": -a, "b": -b} if named else (-a, -b)})
+    assert np.allclose(found.line, [1, 0.6, 0.3, 0.1, 0], atol=1e-6)
+    moved = evaluate.deletion(e, f, inputs, fill={"a": 0.5, "b": np.zeros((1, 2))} if named else (0.5, np.zeros((1, 2))))
+    assert np.allclose(moved.outputs[0], [10, 8, 5, 3, 2.5], atol=1e-6)
+    sides = evaluate.comprehensiveness(e, f, inputs, parts=(np.zeros(2, int), np.zeros((1, 2), int)), shares=(0.5,))
+    assert np.allclose(sides.values, 5, atol=1e-6)  # either input holds half
+
+
 def test_an_example_that_is_its_own_fill_is_undefined_and_counted():
     x = np.vstack([ONES, np.zeros((1, 4))])
     found = evaluate.deletion(W * x, linear, x)
@@ -208,7 +224,7 @@ def test_several_fills_in_one_table():
     net, x, e = explained()
     found = evaluate.removal(e, net, x, 1, fills={"zeros": 0.0, "blur": hw.baselines.blur(1.0), "mean": hw.baselines.mean(pictures(9, 7))}, steps=4)
     assert [row[:2] for row in found.table.rows] == [(k, f) for f in ("zeros", "blur", "mean") for k in ("deletion", "insertion")]
-    alone = evaluate.insertion(e, net, x, 1, fill=hw.baselines.blur(1.0), steps=4)
+    alone = evaluate.insertion(e, net, target=1, fill=hw.baselines.blur(1.0), steps=4)  # the inputs are those that the scores hold
     assert np.array_equal(found["insertion", "blur"].values, alone.values)
     assert "deletion" in repr(found) and "blur" in repr(found)
 
@@ -220,6 +236,7 @@ def test_what_does_not_fit_is_refused():
         lambda: evaluate.deletion(e, small_net(9), x, 1),  # another model
         lambda: evaluate.deletion(e.values[:, :, :2], net, x, 1),
         lambda: evaluate.deletion(e.values, net, None, 1),
+        lambda: evaluate.deletion(e, lambda z: net(z), None, 1),
         lambda: evaluate.deletion(e, net, x, 1, steps=0),
         lambda: evaluate.deletion(e, net, x, 1, random=0),
         lambda: evaluate.deletion(e, net, x, 1, batch_size=0),
@@ -286,6 +303,19 @@ def test_estimators_are_asked_for_what_was_explained(which):
     changed = x.copy()
     changed[np.arange(8), first] = X.mean(0)[first]
     assert np.allclose(found.outputs[:, 1], sign * model.decision_function(changed), atol=1e-6)
+
+
+def test_targets_of_estimators_are_labels_pairs_of_them_or_one_for_each_example():
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    X, _ = table()
+    y = np.array(["a", "b", "c"])[X[:, :3].argmax(1)]
+    line, forest = LogisticRegression().fit(X, y), RandomForestClassifier(3, random_state=0).fit(X, y)
+    for target, columns, less in (("b", [1] * 6, None), (("a", "c"), [0] * 6, [2] * 6), (y[:6], ["abc".index(label) for label in y[:6]], None)):
+        for model, outputs in ((line, line.decision_function(X[:6])), (forest, forest.predict_proba(X[:6]))):
+            expected = outputs[np.arange(6), columns] - (0 if less is None else outputs[np.arange(6), less])
+            assert np.allclose(evaluate.sufficiency(np.ones((6, 5)), model, X[:6], target).output, expected, atol=1e-12)
 
 
 def test_frames_with_text_columns_are_changed_column_by_column():
@@ -429,6 +459,7 @@ def test_everything_can_be_shown_and_says_what_is_good():
     n = evaluate.sensitivity_n(e, net, x, 1)
     fidelity, whole = evaluate.infidelity(e, net, x, 1), evaluate.completeness(e)
     assert all("good:" in repr(r) for r in (*curves, *rationales, n, fidelity, whole))
+    assert all(r.bars.rows[r.bars.leader].label == r.method for r in curves)  # the best is set off, where low is good too
     parts = [*(r.curve for r in (*curves, *rationales, n)), *(r.bars for r in (*curves, *rationales)), whole.table]
     page = report.Page("Faithful?", sections=(report.Section("", parts=tuple(parts)),))
     assert "Integrated Gradients" in report.text(page) and "<svg" in report.render(page)

@@ -154,7 +154,8 @@ def infidelity(
     """``E_I[(β Iᵀφ - (f(x) - f(x - I)))²]`` (Yeh et al. 2019, arXiv 1901.09392, Definition 2.1).
 
     Good: near 0, and ``relative`` well below 1 (predicting no change) and below that of the same scores ``shuffled``. Zero for linear models
-    with matching scores. The perturbation must match what the scores are: ``masks`` for contributions to ``f(x) - f(b)`` (the fill must then be their baseline), ``gaussian`` for slopes.
+    with matching scores. The perturbation must match what the scores are: ``masks`` for contributions to ``f(x) - f(b)`` (the fill must then be
+    their baseline), ``gaussian`` for slopes.
 
     Args:
         perturbation: ``hw.evaluate.masks(0.5)`` (default) or ``hw.evaluate.gaussian(0.1)``.

@@ -485,7 +485,10 @@ class Subject:
 def subject_of(scores: Any, model: Any, inputs: Any, target: Any, fill: Any, parts: Any, extra: Any, output: str | None, batch_size: int | None, seed: int) -> Subject:
     """Everything is looked at here, before the work. Raises InputError, NotFinite."""
     mine = isinstance(scores, FeatureScores)
-    inputs = scores.inputs if inputs is None and mine else inputs
+    function = callable(model) and not isinstance(model, nn.Module)  # of arrays or of tensors? its inputs tell
+    inputs = scores.inputs if inputs is None and mine and not function else inputs
+    if inputs is None and mine and function:
+        raise InputError("a function, and no inputs", "the inputs that were explained, as it takes them", "pass inputs=")
     if inputs is None:
         raise InputError("scores that do not hold their inputs, and no inputs", "the inputs that were explained", "pass inputs=")
     if batch_size is not None and batch_size < 1:

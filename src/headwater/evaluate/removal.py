@@ -86,7 +86,9 @@ class Removal:
     def bars(self) -> report.Bars:
         """This and the other rankings with their intervals, for a report."""
         rows = [(self.method, self.mean), *((name, c.mean) for name, c in self.against.items())]
-        return report.Bars(tuple(report.Bar(name, m.mean, *m.bounds) for name, m in rows if not np.isnan(m.mean)))
+        kept = [report.Bar(name, m.mean, *m.bounds) for name, m in rows if not np.isnan(m.mean)]
+        best = max(kept, key=lambda bar: (1 if _LARGER[self.kind] else -1) * (bar.value or 0.0), default=None)
+        return report.Bars(tuple(kept), best=None if best is None else best.label)
 
     def to_frame(self) -> pandas.DataFrame:
         """One row for each example and share: example, share, output, normalised. Needs pandas."""
@@ -125,7 +127,8 @@ def deletion(
 
     Args:
         scores: FeatureScores, or an array like the inputs (a tuple or dict of them); may lack channels. See ``parts``.
-        model, inputs, target, extra, output: as given to ``hw.explain``; ``inputs`` default to those that the scores hold.
+        model, inputs, target, extra, output: as given to ``hw.explain``; ``inputs`` default to those that the scores hold (not
+            for a function, whose inputs may be tensors or arrays).
         fill: what a removed part becomes: None (the baseline of the scores, else zeros), a number, an array, a token id for ids, or one of
             ``hw.baselines``: ``mean(train)``, ``blur(4)``, ``uniform()``, ``dataset(train, 32)`` (f is averaged over its points).
             Texts: ``inputs=dict(tokenizer(texts, padding=True, return_tensors="pt"))`` with ``fill=tokenizer.mask_token_id``; special tokens,
