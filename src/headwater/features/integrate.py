@@ -26,6 +26,17 @@ Field = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
+class Probed:
+    """A gradient field that can also be asked for f alone, which is cheaper. ``slopes``: the field; ``value``: ``(points, rows) -> f (m,)``."""
+
+    slopes: Field
+    value: Callable[[tuple[Tensor, ...], Tensor], Tensor]
+
+    def __call__(self, points: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.slopes(points, rows)
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to integrate.
 
@@ -67,6 +78,7 @@ class Line:
 
     def __init__(self, f: Field, x: tuple[Tensor, ...], b: tuple[Tensor, ...], rows: Tensor, chunk: int) -> None:
         self.f, self.x, self.b, self.rows, self.chunk = f, x, b, rows, chunk
+        self.value = f.value if isinstance(f, Probed) else lambda points, rows: f(points, rows)[0]
         self.d = tuple(at_least_single(p) - at_least_single(q) for p, q in zip(x, b, strict=True))
 
     def __len__(self) -> int:
@@ -74,7 +86,15 @@ class Line:
 
     def at(self, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The points (m, ...) of examples ``s`` (m,) at ``t`` (m,). Exactly x at t = 1 and b at t = 0."""
-        return tuple(_between(x[s], b[s], d[s], t) for x, b, d in zip(self.x, self.b, self.d, strict=True))
+        return tuple(_exact(t, x[s], _between(b[s], d[s], t, x.dtype)) for x, b, d in zip(self.x, self.b, self.d, strict=True))
+
+    def grid(self, s: slice, t: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The points of all examples of a slice (S of them) at each of ``t`` (K,), node by node: (K S, ...); and their rows (K S,)."""
+        points = []
+        for x, b, d in zip(self.x, self.b, self.d, strict=True):
+            share = t.to(d.dtype).view(-1, *(1,) * d.ndim)
+            points.append(torch.addcmul(at_least_single(b[s]), share, d[s]).to(x.dtype).flatten(0, 1))
+        return tuple(points), self.rows[s].repeat(len(t))
 
     def gradients(self, s: Tensor, t: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """f (m,) and its gradients there, all at once; raises NotFinite where f is not finite."""
@@ -84,12 +104,14 @@ class Line:
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """f at b and at x, both (S,)."""
-        every = torch.arange(len(self), device=self.rows.device)
-        parts = [self.f(self.at(s, torch.full(s.shape, t, dtype=torch.float64, device=s.device)), self.rows[s])[0] for t in (0.0, 1.0) for s in every.split(self.chunk)]
-        start, end = torch.cat(parts).double().view(2, len(self))
+        parts = [self.value(tuple(p[s] for p in side), self.rows[s]) for side in (self.b, self.x) for s in self._slices()]
+        start, end = torch.cat(parts).detach().double().view(2, len(self))
         check_finite(start, self.rows, torch.zeros_like(start))
         check_finite(end, self.rows, torch.ones_like(end))
         return start, end
+
+    def _slices(self) -> list[slice]:
+        return [slice(k, min(k + self.chunk, len(self))) for k in range(0, len(self), self.chunk)]
 
     def products(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """f (m,), and gradient times d flattened over all inputs (m, F): what the exact integral is the mean of. Chunk by chunk."""
@@ -104,6 +126,9 @@ class Line:
         """(S, F) back in the shapes of the inputs."""
         sizes = [d[0].numel() for d in self.d]
         return tuple(part.reshape(len(flat), *d.shape[1:]) for part, d in zip(flat.split(sizes, 1), self.d, strict=True))
+
+
+TOGETHER = 4  # gradients summed in their own precision before they join the float64 sum
 
 
 def along_line(line: Line, settings: Settings) -> Integral:
@@ -121,16 +146,23 @@ def fixed(line: Line, rule: Rule) -> Integral:
     size, device = len(line), line.rows.device
     totals = tuple(torch.zeros(d.shape, dtype=_wide(d), device=d.device) for d in line.d)
     values, slopes = (torch.zeros(len(rule), size, dtype=torch.float64, device=device) for _ in range(2))
-    every, weights = torch.arange(size, device=device), torch.from_numpy(rule.weights).to(device)
-    for nodes in torch.arange(len(rule), device=device).split(max(1, line.chunk // max(size, 1))):
-        for s in every.split(line.chunk):
-            t = torch.from_numpy(rule.nodes).to(device)[nodes]
-            value, gradients = line.gradients(s.repeat(len(nodes)), t.repeat_interleave(len(s)))
-            values[nodes[:, None], s] = value.view(len(nodes), -1)
-            for total, g, d in zip(totals, gradients, line.d, strict=True):
-                g = g.view(len(nodes), len(s), *d.shape[1:])
-                _accumulate(total, s, weights[nodes], g, size)
-                slopes[nodes[:, None], s] += (g * d[s]).flatten(2).sum(2).double()
+    t, weights = torch.from_numpy(rule.nodes).to(device), torch.from_numpy(rule.weights).to(device)
+    at_once = min(len(rule), max(TOGETHER, line.chunk // size))
+    block = max(1, line.chunk // at_once)
+    for low in range(0, size, block):
+        s = slice(low, min(low + block, size))
+        for k in range(0, len(rule), at_once):
+            nodes = slice(k, min(k + at_once, len(rule)))
+            points, rows = line.grid(s, t[nodes])
+            value, gradients = line.f(points, rows)
+            check_finite(value, rows, t[nodes].repeat_interleave(s.stop - s.start))
+            values[nodes, s] = value.view(nodes.stop - k, -1).double()
+            for total, gradient, d in zip(totals, gradients, line.d, strict=True):
+                g = gradient.reshape(nodes.stop - k, s.stop - s.start, -1).to(d.dtype)
+                slopes[nodes, s] += torch.linalg.vecdot(g, d[s].flatten(1))
+                # TOGETHER gradients at a time in their own precision, and these sums in float64
+                for part, share in zip(g.split(TOGETHER), weights[nodes].to(d.dtype).split(TOGETHER), strict=True):
+                    total[s] += (share @ part.flatten(1)).view(total[s].shape)
     found = tuple(total * d for total, d in zip(totals, line.d, strict=True))
     count = torch.full((size,), len(rule) + 2, dtype=torch.int64, device=device)
     error = unseen(rule, start, end, values, slopes)
@@ -143,7 +175,7 @@ ALIGNED = 0.7  # cosine from which what is unseen has the shape that a smooth fu
 
 
 def unseen(rule: Rule, start: Tensor, end: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
-    """(S,) Estimated relative error of the attributions, from what the rule does not see of f along the line; NaN for rules not Gaussian.
+    """(S,) Estimated relative error of the attributions, from what the rule does not see of f along the line; NaN for rules that are not Gaussian.
 
     The polynomial through the slopes ``slopes`` (n, S) predicts how f changes from each node to the next; ``values`` (n, S) and the ends tell
     how it does. u is the root of the summed squares of the differences over ``|f(x) - f(b)|``: unlike the completeness residual it cannot
@@ -252,20 +284,13 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _between(x: Tensor, b: Tensor, d: Tensor, t: Tensor) -> Tensor:
-    share = t.to(d.dtype).view(-1, *(1,) * (d.ndim - 1))
-    point = torch.where(share == 1, at_least_single(x), torch.addcmul(at_least_single(b), share, d))
-    return point.to(x.dtype)
+def _between(b: Tensor, d: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.addcmul(at_least_single(b), t.to(d.dtype).view(-1, *(1,) * (d.ndim - 1)), d).to(dtype)
 
 
-def _accumulate(total: Tensor, s: Tensor, weights: Tensor, g: Tensor, size: int) -> None:
-    """Add ``sum over nodes of weight * gradient`` (nodes, s, ...) to rows ``s`` of a total, in the total's precision."""
-    w = weights.to(total.dtype)
-    if len(s) == size:  # the usual case, without a copy of the rows
-        for share, part in zip(w.tolist(), g, strict=True):
-            total.add_(part, alpha=share)
-    else:
-        total[s] += torch.einsum("k,ks...->s...", w, g.to(total.dtype))
+def _exact(t: Tensor, x: Tensor, point: Tensor) -> Tensor:
+    """The input itself where t is 1, whatever rounding made of b + (x - b)."""
+    return torch.where((t == 1).view(-1, *(1,) * (x.ndim - 1)), x, point)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from headwater.errors import BatchCoupling, InputError
 from headwater.features.baselines import References, references, token
 from headwater.features.calls import Call, quiet
-from headwater.features.integrate import Integral, Line, Settings, along_curve, fixed
+from headwater.features.integrate import Integral, Line, Probed, Settings, along_curve, fixed
 from headwater.features.layers import Seat, Taps, embeddings_of, layers_of, neuron, replaced, seats_of
 from headwater.features.paths import Blur, Path, straight
 from headwater.features.quadrature import Rule, gauss_legendre
@@ -70,11 +70,13 @@ class Site:
 
     def output(self, points: Points, rows: Tensor) -> Tensor:
         """What is explained, (m,), at points (m, ...)."""
-        tensors = [t[rows] for t in self.call.tensors]
-        for k, i in enumerate(self.inputs):
-            tensors[i] = points[k]
         with replaced(self.seats, points[len(self.inputs) :]):
-            return self.target.pick(self.call(tuple(tensors), rows), rows)
+            return self.target.pick(self.call(self.filled(points, rows), rows), rows)
+
+    def filled(self, points: Points, rows: Tensor) -> Points:
+        """All inputs (m, ...) of the examples ``rows``, the moving ones at ``points``."""
+        place = {i: k for k, i in enumerate(self.inputs)}
+        return tuple(points[place[i]] if i in place else t[rows] for i, t in enumerate(self.call.tensors))
 
     def field(self, points: Points, rows: Tensor) -> tuple[Tensor, Points]:
         """The output and its gradients there."""
@@ -86,6 +88,11 @@ class Site:
         if all(g is None for g in found):
             raise _independent()
         return value.detach(), tuple(torch.zeros_like(p) if g is None else g for g, p in zip(found, at, strict=True))
+
+    def value(self, points: Points, rows: Tensor) -> Tensor:
+        """The output there, without a graph."""
+        with torch.no_grad():
+            return self.output(points, rows)
 
     def values(self, tensors: Points, rows: Tensor, chunk: int) -> Points:
         """Where the inputs ``tensors`` (m, ...) of examples ``rows`` lie: points (m, ...)."""
@@ -152,12 +159,9 @@ class UnitSite(Site):
 
     def output(self, points: Points, rows: Tensor) -> Tensor:
         """The unit's activation (m,)."""
-        tensors = [t[rows] for t in self.call.tensors]
-        for k, i in enumerate(self.inputs):
-            tensors[i] = points[k]
         taps = Taps(self.watched)
         with replaced(self.seats, points[len(self.inputs) :]), taps.open():
-            self.call(tuple(tensors), rows)
+            self.call(self.filled(points, rows), rows)
         return neuron(taps.tensors[0], self.unit)
 
 
@@ -466,7 +470,7 @@ def _blocks(asked: Asked, progress: bool) -> Iterator[tuple[Tensor, Integral]]:
 def _integral(asked: Asked, rows: Tensor, x: Points, b: Points) -> Integral:
     flow, settings = asked.flow, asked.settings
     if flow is None:
-        return asked.path.integrate(asked.site.field, x, b, rows, settings)
+        return asked.path.integrate(Probed(_roomy(asked.site.field), _roomy(asked.site.value)), x, b, rows, settings)
     line = Line(asked.site.field, x, b, rows, settings.chunk)
     found = along_curve(flow.field, line.at, rows, settings, increments=lambda s, t: flow.layer(line.at(s, t), rows[s]))
     if flow.unit is None:
@@ -475,6 +479,26 @@ def _integral(asked: Asked, rows: Tensor, x: Points, b: Points) -> Integral:
     through = neuron(found.values[0], flow.unit)
     inner = fixed(Line(flow.unit_field, x, b, rows, settings.chunk), settings.rule)
     return inner._replace(start=torch.zeros_like(through), end=through, error=torch.full_like(through, torch.nan))
+
+
+def _roomy(ask: Callable[[Points, Tensor], Any]) -> Callable[[Points, Tensor], Any]:
+    """Points that do not fit in memory at once are asked for in halves."""
+
+    def answer(points: Points, rows: Tensor) -> Any:
+        try:
+            return ask(points, rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        if rows.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        first, second = (answer(tuple(p[s] for p in points), rows[s]) for s in (slice(None, middle), slice(middle, None)))
+        if isinstance(first, Tensor):
+            return torch.cat([first, second])
+        return torch.cat([first[0], second[0]]), tuple(torch.cat(pair) for pair in zip(first[1], second[1], strict=True))
+
+    return answer
 
 
 class Answers:
