@@ -13,7 +13,8 @@ from torch import Tensor
 from headwater import report
 from headwater.errors import InputError
 from headwater.evaluate.means import Mean, mean_of, written
-from headwater.evaluate.probes import Points, Subject, measured, once, subject_of
+from headwater.evaluate.probes import Points, measured, once
+from headwater.evaluate.subject import Subject, subject_of
 from headwater.result.frames import pandas_library
 
 if TYPE_CHECKING:

@@ -6,12 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CAVEAT = (
-    "A good value says that the scores describe the model under these changes of its inputs. It does not make them causes: complete, linear attributions "
-    "can be no better than chance at telling what a rich model does elsewhere (Bilodeau et al. 2022, arXiv 2212.11870)."
-)
-"""What every report of a metric ends with."""
-
 
 @dataclass(frozen=True)
 class Mean:

@@ -15,7 +15,7 @@ from headwater import report
 from headwater.errors import InputError, NotFinite
 from headwater.evaluate.accord import spearman
 from headwater.evaluate.means import Mean, mean_of, written
-from headwater.evaluate.probes import arrays_of
+from headwater.evaluate.parts import arrays_of
 from headwater.features.baselines import smoothed
 from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library

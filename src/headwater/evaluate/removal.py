@@ -11,7 +11,9 @@ import numpy as np
 from headwater import report
 from headwater.errors import InputError
 from headwater.evaluate.means import Mean, mean_of, written
-from headwater.evaluate.probes import Network, Subject, arrays_of, parts_of, subject_of
+from headwater.evaluate.parts import arrays_of, parts_of
+from headwater.evaluate.probes import Network
+from headwater.evaluate.subject import Subject, subject_of
 from headwater.features import quadrature
 from headwater.features.explain import explain
 from headwater.result.frames import pandas_library

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from headwater import report
 from headwater.errors import InputError, NotFinite
 from headwater.evaluate.means import Mean, written
-from headwater.evaluate.probes import arrays_of, parts_of
+from headwater.evaluate.parts import arrays_of, parts_of
 from headwater.features.baselines import smoothed
 from headwater.features.calls import quiet
 from headwater.result.frames import pandas_library

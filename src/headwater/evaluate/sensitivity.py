@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headwater.errors import InputError, NotFinite
 from headwater.evaluate.means import Mean, mean_of
-from headwater.evaluate.probes import arrays_of
+from headwater.evaluate.parts import arrays_of
 from headwater.features.tables import is_frame
 from headwater.result.arrays import flattened
 from headwater.result.frames import pandas_library
