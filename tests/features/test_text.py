@@ -340,6 +340,17 @@ def test_a_tolerance_is_kept_and_layers_are_explained(pieces):
     assert not curved.values[:, 0].any() and np.abs(curved.residual).max() < np.abs(change).max()
 
 
+def test_models_of_local_attention_get_whole_windows(pieces):
+    torch.manual_seed(0)
+    config = transformers.LongformerConfig(vocab_size=len(pieces), attention_window=4, max_position_embeddings=64, pad_token_id=0, initializer_range=0.1, **SMALL)
+    model = transformers.LongformerForSequenceClassification(config).double().eval()
+    e = hw.explain(model, TEXTS, target=1, tokenizer=pieces, rule=GL(16), baseline=hw.baselines.token("mask"))
+    assert e.output[1] == pytest.approx(float(model(pieces(TEXTS[1], return_tensors="pt")["input_ids"]).logits[0, 1].detach()))
+    one = hw.explain(model, TEXTS[1], target=1, tokenizer=pieces, rule=GL(16), baseline=hw.baselines.token("mask"))
+    np.testing.assert_allclose(e.values[1, : one.values.shape[1]], one.values[0], atol=1e-12)
+    assert one.values.shape[1] == len(one.tokens[0]) and np.abs(e.residual).max() < 1e-6
+
+
 def test_encoder_decoder_classifiers_move_what_both_halves_read(marked):
     torch.manual_seed(0)
     config = transformers.BartConfig(
@@ -688,6 +699,14 @@ def test_what_cannot_be_read_is_refused(pieces, bytes_):
     for call, message in refused:
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_positions_that_count_on_from_padding_are_not_overrun(pieces):
+    config = transformers.RobertaConfig(vocab_size=len(pieces), max_position_embeddings=14, pad_token_id=1, **SMALL)
+    model = transformers.RobertaForSequenceClassification(config)
+    with pytest.raises(InputError, match="reads 12"):
+        hw.explain(model, torch.full((1, 13), 9), 0, rule=GL(2))
+    assert hw.explain(model, torch.full((1, 12), 9), 0, rule=GL(2)).values.shape == (1, 12)
 
 
 def test_long_texts_are_cut_and_it_is_said(pieces):

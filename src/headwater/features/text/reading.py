@@ -59,14 +59,15 @@ class Reading:
 
     def tensors(self, texts: Sequence[Text]) -> tuple[Tensor, dict[str, Tensor]]:
         """Ids (n, longest), filled up to the right, and what goes with them: the mask, segments. Raises InputError."""
-        ids = padded([text.ids for text in texts], self.pad, self.device)
+        step = window(self.model)
+        ids = padded([text.ids for text in texts], self.pad, self.device, step)
         strange = [name for name in texts[0].aligned if name != "token_type_ids" and self.takes is not None and name not in self.takes]
         if strange:
             raise InputError(f"inputs with {', '.join(strange)} for a {type(self.model).__name__}", "what the model takes", "leave them out")
-        others = {name: padded([text.aligned[name] for text in texts], 0, self.device) for name in texts[0].aligned if self.takes is None or name in self.takes}
+        others = {name: padded([text.aligned[name] for text in texts], 0, self.device, step) for name in texts[0].aligned if self.takes is None or name in self.takes}
         lengths = {len(text) for text in texts}
         if self.takes is None or "attention_mask" in self.takes:
-            others["attention_mask"] = padded([(1,) * len(text) for text in texts], 0, self.device)
+            others["attention_mask"] = padded([(1,) * len(text) for text in texts], 0, self.device, step)
         elif len(lengths) > 1 and self.kind != "causal":  # later tokens say nothing of earlier ones
             given = f"texts of {min(lengths)} to {max(lengths)} tokens for a model that takes no attention_mask"
             raise InputError(given, "texts of one length, since padding would count as text", "explain texts of different lengths one at a time")
@@ -115,6 +116,16 @@ def output_of(out: Any) -> Tensor:
     raise InputError(f"a model that returned a {type(out).__name__}", "a tensor, or an object with .logits", "wrap it in a function that returns its logits")
 
 
+def window(model: Any) -> int:
+    """Of what the number of positions is a multiple: models of local attention fill texts up inside otherwise, and embed other ids."""
+    config = getattr(model, "config", None)
+    found = getattr(config, "attention_window", None)
+    if found is None and getattr(config, "attention_type", None) == "block_sparse":
+        found = getattr(config, "block_size", None)
+    sizes = found if isinstance(found, list | tuple) else [found]
+    return max((int(size) for size in sizes if isinstance(size, int) and size > 0), default=1)
+
+
 def weight_of(embedding: nn.Module) -> Tensor:
     """The table of an embedding, (ids, size)."""
     return embedding.weight  # type: ignore[return-value]
@@ -134,9 +145,10 @@ def reading_of(model: Any, text: Text, pad: int | None, extra: Mapping[str, Any]
     speaks = bool(getattr(model, "can_generate", lambda: False)())
     both = bool(getattr(config, "is_encoder_decoder", False))
     device = next(iter(parameters(model)), torch.zeros(())).device
-    ids = torch.tensor([text.ids], device=device)
-    others = {k: torch.tensor([row], device=device) for k, row in text.aligned.items() if takes is None or k in takes}
-    others |= {"attention_mask": torch.ones_like(ids)} if takes is None or "attention_mask" in takes else {}
+    step = window(model)
+    ids = padded([text.ids], 0 if pad is None else pad, device, step)
+    others = {k: padded([row], 0, device, step) for k, row in text.aligned.items() if takes is None or k in takes}
+    others |= {"attention_mask": padded([(1,) * len(text)], 0, device, step)} if takes is None or "attention_mask" in takes else {}
     others |= {k: v[:1] if isinstance(v, Tensor) and v.ndim else v for k, v in extra.items()}
     if both and speaks:
         others["decoder_input_ids"] = torch.full((1, 1), decoder_start(model), device=device)

@@ -310,7 +310,7 @@ def _spoken(text: Text, row: list[int]) -> str:
 # ---- as tensors ------------------------------------------------------------------------------------------------------------------
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> Tensor:
-    """Rows of numbers (n, longest), filled up to the right."""
-    width = max(map(len, rows))
+def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device, step: int = 1) -> Tensor:
+    """Rows of numbers (n, longest), filled up to the right; the width is a multiple of ``step``."""
+    width = -(-max(map(len, rows)) // step) * step
     return torch.tensor([[*row, *(fill,) * (width - len(row))] for row in rows], dtype=torch.int64, device=device)
