@@ -341,6 +341,58 @@ def test_a_tolerance_takes_more_points_where_they_are_needed():
     assert not short.converged.all() and any("missed the tolerance" in note for note in short.notes)
 
 
+# ---- functions of arrays
+
+
+def test_a_smooth_function_of_an_array_is_differentiated_by_differences():
+    net, x, b = smooth(), points(), points(1, seed=2)[0]
+    rows = []
+
+    def function(z):
+        rows.append(len(z))
+        return net(torch.from_numpy(z)).detach().numpy()
+
+    wanted = interactions(net, x, 1, baseline=b)
+    e = interactions(function, x.numpy(), 1, baseline=b.numpy())
+    np.testing.assert_allclose(e.values, wanted.values, atol=1e-6 * np.abs(wanted.output).max())
+    np.testing.assert_allclose(e.attributions, wanted.attributions, atol=1e-7)
+    assert f"{sum(rows):,} rows" in e.notes[-1] and max(rows) <= 4096
+    margin = hw.targets.function(lambda out: out[:, 0] * out[:, 2])  # bends by itself
+    wanted = interactions(net, x, margin, groups=list("aabbb"))
+    e = interactions(function, x.numpy(), margin, groups=list("aabbb"))
+    np.testing.assert_allclose(e.values, wanted.values, atol=1e-6)
+
+
+def test_units_of_features_do_not_matter_to_differences():
+    x, units = points().numpy(), np.array([1e-6, 1.0, 1e6, 3.0, 1e3])
+
+    def function(z):
+        return np.tanh(z.sum(1)) * z[:, 1]
+
+    wanted = interactions(function, x, groups=list("abcde")).values
+    found = interactions(lambda z: function(z / units), x * units).values
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_steps_raise_the_alarm():
+    with pytest.warns(UserWarning, match="change of the output, by up to 100%"):
+        interactions(lambda z: np.round(z.sum(1)), 3 + points().numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "match"),
+    [
+        (lambda z: z.sum(), np.ones((2, 3)), "returned shape"),
+        (lambda z: z.sum(1).astype(np.float32), np.ones((2, 3)), "float64"),
+        (lambda z: z[:, 0], np.array([["a", "b"]]), "array of numbers"),
+        (lambda z: z[:, 0], 3.0, "array of numbers"),
+    ],
+)
+def test_functions_and_arrays_that_do_not_fit_are_named(model, inputs, match):
+    with pytest.raises(InputError, match=match):
+        interactions(model, inputs)
+
+
 # ---- bad input
 
 
@@ -387,8 +439,9 @@ def test_bad_arguments_are_named(settings, match):
 
 
 def test_what_is_no_network_and_what_is_too_large_is_refused():
-    with pytest.raises(InputError, match="differentiated twice"):
-        interactions(np.sum, np.ones((2, 3)))
+    tree = type("Forest", (), {"predict": lambda self, x: x[:, 0]})()
+    with pytest.raises(InputError, match=r"model\.predict; a tree ensemble jumps"):
+        interactions(tree, np.ones((2, 3)))
     wide = nn.Sequential(nn.Linear(20_000, 2), nn.GELU())
     with pytest.raises(InputError, match="group parts"):
         interactions(wide, torch.randn(2, 20_000), 0)

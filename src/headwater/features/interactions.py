@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from headwater.errors import InputError, NotFinite
 from headwater.features import network
 from headwater.features.calls import Call, quiet
+from headwater.features.differenced import Differenced
 from headwater.features.integrate import Line, check_finite, fixed
 from headwater.features.network import Asked, Site
 from headwater.features.quadrature import LogRule, Rule, gauss_legendre, gauss_log
@@ -70,9 +71,10 @@ def interactions(
     """Which features did what together, and what did each do by itself?
 
     Args:
-        model, inputs, target, baseline, layer, extra: as in :func:`headwater.explain`, for a torch module or a function of tensors. With
-            several baselines the interactions are averaged over them, with a standard error. Ids of tokens are parts as a whole: both
-            axes of the embedding are summed.
+        model, inputs, target, baseline, layer, extra: as in :func:`headwater.explain`, for a torch module or a function of tensors; or a smooth
+            function of one array of float64 (``svm.decision_function``), differentiated by differences: 4 p calls for each node and row.
+            With several baselines the interactions are averaged over them, with a standard error. Ids of tokens are parts as a whole:
+            both axes of the embedding are summed.
         feature: ask for the row of this feature alone, (n, p), by its number or name: one Hessian-vector product per node instead of p. With
             ``groups`` it is the number or name of a group.
         groups, axis: parts that count as one, in every form that :meth:`FeatureScores.group` takes: values are (n, groups, groups).
@@ -86,7 +88,8 @@ def interactions(
         batch_size: points that are evaluated at once, which bounds the memory.
 
     Every answer comes with ``attributions``, computed on the same network by themselves, and ``row_residual``, how far the rows are from
-    them; ``residual`` is the gap of the total. A warning is given where rows miss by more than 5 %: that is how kinks show.
+    them; ``residual`` is the gap of the total. A warning is given where rows miss by more than 5 %, or
+    attributions the change of the output: that is how kinks and jumps show.
 
     Raises InputError for models without gradients, for operations that cannot be differentiated twice, and where the answer would not fit
     into 2 GB; NotFinite where a second derivative is infinite.
@@ -100,13 +103,15 @@ def interactions(
         model, inputs, target, baseline=baseline, layer=layer, extra=extra, example_names=example_names, batch_size=batch_size, seed=seed, progress=progress
     )
     if not network.recognises(question):
-        raise _no_network(model)
+        question = _by_differences(question)
     if tolerance is not None and not 0 < tolerance < 1:
         raise InputError(f"tolerance={tolerance}", "between 0 and 1, a share of the attributions", "tolerance=1e-3")
     began, rule, soft = time.perf_counter(), gauss_log(points), Softening.of(softplus)
-    call = SoftCall.softened(Call.of(model, inputs, extra), soft)
+    call = SoftCall.softened(Call.of(question.model, question.inputs, extra), soft)
     with quiet(model) as notes, sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         asked = Asked.of(question, call)
+        if isinstance(question.model, Differenced):
+            question.model.scale = _scale(asked)
         parts = Parts.of(asked, groups, axis, named)
         chosen = parts.chosen(feature)
         parts.fits(call.n, len(chosen), feature is not None)
@@ -118,6 +123,8 @@ def interactions(
             sums.gather(left, rule, progress)
             left = np.intersect1d(left, sums.beyond(tolerance))
         said = _softening(soft, asked, sums.end) if softplus is not None else []
+        if isinstance(question.model, Differenced):
+            said.append(f"Derivatives are differences of the function, which was given {question.model.calls:,} rows: values are good to about 1e-6 of the output.")
     return sums.scores(question, feature is not None, rule, tolerance, soft, [*notes, *asked.notes, *said], time.perf_counter() - began)
 
 
@@ -298,11 +305,14 @@ class Sums:
 
     @property
     def gap(self) -> np.ndarray:
-        """(n,) how far the rows are from their attributions, as a share of them; of a single row: of all that it is the sum of."""
+        """(n,) how far the rows are from their attributions, as a share of them (a single row: of all that it is the sum of); or the
+        attributions from the change of the output, where that is worse."""
         rows = self.attributions[:, self.chosen]
         size = np.linalg.norm(rows, axis=1) if len(self.chosen) > 1 else np.abs(self.values).sum((1, 2)) + np.abs(rows[:, 0])
-        missed: np.ndarray = np.linalg.norm(self.values.sum(2) - rows, axis=1)
-        return np.divide(missed, np.maximum(size, np.finfo(float).tiny), out=np.zeros_like(missed), where=missed > 0)
+        missed = _share(np.linalg.norm(self.values.sum(2) - rows, axis=1), size)
+        change = self.end - self.start
+        off = _share(np.abs(self.attributions.sum(1) - change), np.maximum(np.abs(change), np.abs(self.attributions).sum(1)))
+        return np.maximum(missed, off)
 
     def beyond(self, tolerance: float | None) -> np.ndarray:
         """The examples whose rows miss a tolerance."""
@@ -445,7 +455,9 @@ def _alarm(gap: np.ndarray, tolerance: float | None, rule: LogRule, soft: Soften
         why = f"the model has kinks ({', '.join(sorted(soft.left))}), whose second derivative no quadrature sees"
         mend = "softplus=10 rounds kinks of ReLU and its relatives off" if soft.beta is None else "smooth operations in their place, or more points, would help"
     named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-    note = f"Rows miss their attributions by up to {gap.max():.0%} (examples {named}): {why}. Do not trust these interactions; {mend}."
+    note = (
+        f"Rows miss their attributions, or these the change of the output, by up to {gap.max():.0%} (examples {named}): {why}. Do not trust these interactions; {mend}."
+    )
     warnings.warn(note, UserWarning, stacklevel=4)
     return [*said, note]
 
@@ -453,7 +465,7 @@ def _alarm(gap: np.ndarray, tolerance: float | None, rule: LogRule, soft: Soften
 def _softening(soft: Softening, asked: Asked, end: np.ndarray) -> list[str]:
     """What was replaced, and how far that moved the output."""
     if not soft.replaced:
-        return [f"softplus={soft.beta:g} found no ReLU, nor any of its relatives, to replace."]
+        return [f"softplus={soft.beta:g} found no ReLU, nor any of its relatives, to replace; scripted and compiled models hide theirs."]
     call, target = SoftCall.softened(asked.call, Softening(None)), asked.site.target
     with torch.no_grad():
         blocks = torch.arange(call.n, device=call.device).split(asked.settings.chunk)
@@ -476,9 +488,36 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _no_network(model: Any) -> InputError:
-    return InputError(
-        f"interactions of a model of type {type(model).__module__}.{type(model).__name__}",
-        "a torch module or a function of tensors, which can be differentiated twice",
-        "write the function in torch; a tree ensemble has no second derivative, and its interactions are not Integrated Hessians",
-    )
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.divide(part, np.maximum(whole, np.finfo(float).tiny), out=np.zeros_like(part), where=part > 0)
+    return found
+
+
+# ---- functions of arrays -------------------------------------------------------------------------------------------------------------
+
+
+def _by_differences(question: Question) -> Question:
+    """The same question about a function that torch can differentiate. Raises InputError for what is no function of one array."""
+    model, inputs = question.model, question.inputs
+    if not callable(model) or isinstance(model, type):
+        name = next((method for method in ("decision_function", "predict_log_proba", "predict") if hasattr(model, method)), None)
+        raise InputError(
+            f"interactions of a model of type {type(model).__module__}.{type(model).__name__}",
+            "a torch module, or a function of tensors or of an array, smooth enough to be differentiated twice",
+            f"pass its function, model.{name}; a tree ensemble jumps, and has no Integrated Hessians" if name else "write it as a function of an array",
+        )
+    question.refuse("a function of an array", "layer", "extra")
+    array = np.asarray(inputs) if isinstance(inputs, np.ndarray | list) else None
+    if array is None or array.dtype.kind not in "biuf" or array.ndim < 2 or not array.size:
+        raise InputError(f"inputs of type {type(inputs).__name__} for a function of an array", "one array of numbers, (n, ...)", "frame.to_numpy(), say")
+    x = torch.from_numpy(array.astype(np.float64))
+    width = x[0].numel()
+    model = Differenced(model, np.where(array.any(0), np.abs(array).max(0), 1.0))
+    return replace(question, model=model, inputs=x, batch_size=question.batch_size or int(np.clip(2**22 // width**2, 1, 256)))
+
+
+def _scale(asked: Asked) -> Tensor:
+    """(...) how far each feature moves at most; where none does, how large it is, or 1."""
+    x, b = asked.x[0], asked.against.points[0]
+    moved, size = (b - x).abs().flatten(0, 1).amax(0), x.abs().amax(0)
+    return torch.where(moved > 0, moved, torch.where(size > 0, size, torch.ones_like(size)))
