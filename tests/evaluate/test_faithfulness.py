@@ -343,6 +343,9 @@ def test_functions_get_targets_as_explain_takes_them():
     e = hw.explain(call, X[:6], target=1, progress=False)
     by_index = evaluate.sufficiency(e, call, X[:6], 1)
     by_function = evaluate.sufficiency(e, call, X[:6], lambda out: out[:, 1])
+    kinds = []
+    evaluate.sufficiency(e.values, lambda z: (kinds.append(z.dtype), z[:, 0])[1], X[:6].astype(np.float32))
+    assert set(kinds) == {np.dtype("float32")}
     assert np.array_equal(by_index.values, by_function.values) and np.allclose(by_index.output, call(X[:6])[:, 1])
 
 

@@ -182,6 +182,7 @@ def test_scores_that_read_one_layer_change_with_that_layer_only():
     alone = dict(zip(found.alone, found.independent["spearman"], strict=True))
     assert (alone["head"] == 1).all() and (alone["body.0"] == 1).all() and np.abs(alone["body.4"]).mean() < 0.6
     assert found.cascading["spearman"][0].min() == 1 and found.cascading["spearman"][1].mean() < 0.5
+    assert 0.9 < found.control["spearman"].mean() < 1 and np.abs(found.chance["spearman"]).mean() < 0.6  # the control moves every weight, a little
     unseen = evaluate.randomisation(model, lambda m: m.body[4].weight.detach().reshape(12, 6).numpy())
     assert unseen.layers == ("body.4", "body.1", "body.0", "head")  # the model did not run: the last registered first
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from headwater import report
 from headwater.errors import InputError
-from headwater.evaluate.means import written
+from headwater.evaluate.means import Mean, mean_of, written
 from headwater.result import FeatureScores
 from headwater.result.frames import pandas_library
 
@@ -22,7 +22,8 @@ class Completeness:
     """The completeness gap of every example (see :func:`completeness`).
 
     ``absolute``, ``relative`` (n,): ``|Σφ - (f(x) - f(b))|``, and over ``|f(x) - f(b)|``. ``error`` (n,): the estimated error of the values, or
-    None. ``tolerance``: relative; ``met`` (n,): whether it is met.
+    None. ``tolerance``: relative; ``met`` (n,): whether it is met, ``mean``: the share that meets
+    it, with its interval.
     """
 
     absolute: np.ndarray
@@ -30,12 +31,13 @@ class Completeness:
     error: np.ndarray | None
     tolerance: float
     met: np.ndarray
+    mean: Mean
     method: str
 
     @property
     def share(self) -> float:
         """The share of examples that meet the tolerance."""
-        return float(self.met.mean())
+        return self.mean.mean
 
     @property
     def rows(self) -> dict[str, tuple[float, float, float]]:
@@ -46,7 +48,7 @@ class Completeness:
 
     def __repr__(self) -> str:
         said = "; ".join(f"{name} {written(m)} median, {written(p)} p95, {written(w)} worst" for name, (m, p, w) in self.rows.items())
-        return f"Completeness({self.method}: {self.share:.1%} of {len(self.met)} examples within {self.tolerance:g}; {said}; good: all within; necessary, not sufficient)"
+        return f"Completeness({self.method}: {self.mean} of {len(self.met)} examples within {self.tolerance:g}; {said}; good: all within; necessary, not sufficient)"
 
     @property
     def table(self) -> report.Table:
@@ -59,7 +61,7 @@ class Completeness:
         return pandas_library().DataFrame({"example": np.arange(len(self.met)), "absolute": self.absolute, "relative": self.relative, "error": error, "met": self.met})
 
 
-def completeness(scores: FeatureScores, tolerance: float = 1e-2) -> Completeness:
+def completeness(scores: FeatureScores, tolerance: float = 1e-2, *, bootstrap: int = 1000, seed: int = 0) -> Completeness:
     """``Σφ = f(x) - f(b)`` (Sundararajan et al. 2017, arXiv 1703.01365, Proposition 1): how far is each example from it?
 
     Good: every relative residual within the tolerance; exact integrators reach round-off. It is *necessary, not sufficient*: any numbers with the
@@ -67,7 +69,7 @@ def completeness(scores: FeatureScores, tolerance: float = 1e-2) -> Completeness
     fixed number of points, and about ten times where the residual itself is the stopping rule; so the estimated error stands beside it.
 
     Args:
-        tolerance: relative to ``|f(x) - f(b)|``. Where that is 0 only an exact sum meets it.
+        tolerance: relative to ``|f(x) - f(b)|``. Where that is 0 only an exact sum meets it. ``bootstrap``, ``seed``: of the interval.
 
     >>> e = FeatureScores(np.array([[1.0, -0.5]]), np.array([0.001]), np.array([16]), np.array([2.0]), np.array([1.501]), "by hand", "f", "zeros")
     >>> completeness(e).share
@@ -78,4 +80,5 @@ def completeness(scores: FeatureScores, tolerance: float = 1e-2) -> Completeness
     if not tolerance >= 0:
         raise InputError(f"tolerance={tolerance}", "at least 0", "tolerance=1e-2")
     relative = scores.relative_residual
-    return Completeness(np.abs(scores.residual), relative, scores.error, tolerance, relative <= tolerance, scores.method)
+    met = relative <= tolerance
+    return Completeness(np.abs(scores.residual), relative, scores.error, tolerance, met, mean_of(met.astype(float), bootstrap, seed), scores.method)
