@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.features import network
 from headwater.features.calls import quiet
 from headwater.features.paths import Blur
 from headwater.features.question import Question
-from headwater.features.targets import Target
+from headwater.features.targets import Target, target_of
+from headwater.features.text.asked import Asked, Plan, simple
+from headwater.features.text.classes import classified, labelled
+from headwater.features.text.continuations import continued, given_target
 from headwater.features.text.frame import Framed
-from headwater.features.text.reading import Reading, at_once, decoder_reads_text, longest, reading_of
-from headwater.features.text.targets import continuation
+from headwater.features.text.reading import Reading, decoder_reads_text, longest, reading_of
+from headwater.features.text.spans import answered
+from headwater.features.text.targets import continuation, span
 from headwater.features.text.tokens import Text, check, encoded, read, special_ids
 from headwater.result import FeatureScores
 
@@ -29,55 +32,6 @@ MEND = (
     " change abruptly near the zero embedding, and close to it every rule is blind"
 )
 FRAME = "Special tokens are the same in the input and the baseline: their values are exactly 0."
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What is worked off: texts as the model reads them, and which number is explained.
-
-    Args:
-        texts: what the model reads, one for each row of the result. target: None where a neuron is explained.
-        kept: of each, how many tokens at its end keep themselves along the path.
-        names: of the rows, or None. explained: in words, what is explained of each row.
-        after: tokens of each row that stand in the result and that the model does not read, with values 0.
-        extra: further arguments of the model.
-    """
-
-    texts: Sequence[Text]
-    target: Target | None
-    reading: Reading
-    kept: Sequence[int] | None = None
-    names: tuple[str, ...] | None = None
-    explained: tuple[str, ...] = ()
-    after: Sequence[Text] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """A question about texts, read: see the fields of Question."""
-
-    question: Question
-    texts: list[Text]
-    reading: Reading
-    tokenizer: Any
-    extra: dict[str, Any]
-
-    @property
-    def config(self) -> Any:
-        """The model's config, or None."""
-        return getattr(self.question.model, "config", None)
-
-    def chunk(self, width: int, outputs: int = 1) -> int:
-        """How many texts at once."""
-        return self.question.batch_size or at_once(self.reading, width, outputs)
-
-    def outputs(self, reading: Reading | None = None, texts: Sequence[Text] | None = None, **extra: Any) -> Tensor:
-        """The model's outputs (n, ...) for the texts as they are."""
-        texts = self.texts if texts is None else texts
-        width = max(map(len, texts))
-        return (reading or self.reading).outputs(texts, {**self.extra, **extra}, self.chunk(width, width))
 
 
 def answer(question: Question) -> FeatureScores:
@@ -167,12 +121,33 @@ def _fitted(texts: list[Text], reading: Reading, tokenizer: Any, limit: int | No
     return fitted, [f"Cut at the end, as the tokenizer does: {what}."]
 
 
+def plan_of(asked: Asked) -> tuple[Plan, Plan | None]:
+    """What is worked off; and the foil's, where there is one."""
+    target, kind = asked.question.target, asked.reading.kind
+    if target is None and asked.question.neuron is not None:
+        return _free(asked), None
+    if kind in ("causal", "seq2seq") and not isinstance(target, Target) and not (callable(target) and not isinstance(target, continuation)):
+        return continued(asked, target if isinstance(target, continuation) else continuation(given_target(target)))
+    if isinstance(target, continuation):
+        raise InputError(f"a continuation of a {type(asked.question.model).__name__}", "a model that writes text", "leave target= out, or choose one of its outputs")
+    if isinstance(target, span) and kind != "span":
+        raise InputError(f"an answer's span of a {type(asked.question.model).__name__}", "a model for question answering", "choose one of its outputs")
+    return {"sequence": classified, "tokens": labelled, "span": answered}.get(kind, _free)(asked), None
+
+
+def _free(asked: Asked) -> Plan:
+    """Any function of the output; with no target, a neuron is explained."""
+    if asked.question.target is None and asked.question.neuron is None:
+        raise InputError(
+            f"no target for a {type(asked.question.model).__name__}, which has no head", "a function of its output", "target=lambda hidden: hidden[:, 0, 7], say"
+        )
+    return simple(asked, None if asked.question.target is None else target_of(asked.question.target))
+
+
 # ---- from plans to scores --------------------------------------------------------------------------------------------------------
 
 
 def _explained(asked: Asked) -> FeatureScores:
-    from headwater.features.text.plans import plan_of
-
     plan, foil = plan_of(asked)
     scores = _scores(asked, plan)
     if foil is None:
