@@ -1,6 +1,8 @@
 """The vendored datasets: what the docstrings promise, the same on every machine, and faithful to the files they came from."""
 
 import hashlib
+import lzma
+import sys
 from importlib import resources
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from headwater import data
-from headwater.errors import InputError
+from headwater.errors import InputError, MissingExtra
 
 # Of the array bytes at the time they were vendored: an edit of the files must be a decision.
 DIGESTS = {
@@ -16,6 +18,12 @@ DIGESTS = {
     ("mnist.npz", "labels"): "41b7b0a9d94690a3",
     ("concrete.npz", "features"): "c4f7f8fda5b3d88e",
     ("concrete.npz", "strength"): "6a51bf8690343094",
+    ("adult.npz", "age"): "c366c5d5201b261c",
+    ("adult.npz", "hours-per-week"): "5e51bf5e93101324",
+    ("adult.npz", "capital-gain"): "447fc17bf8fe01b1",
+    ("adult.npz", "occupation"): "18e21d0f5e3216f0",
+    ("adult.npz", "sex"): "838fb665865a3dd4",
+    ("adult.npz", "income"): "fbb4fd549817ddaf",
 }
 
 
@@ -145,3 +153,48 @@ def test_flip_labels_depends_on_its_seed_and_on_nothing_else():
 def test_flip_labels_refuses_what_it_cannot_flip(labels, options, message):
     with pytest.raises(InputError, match=message):
         data.flip_labels(labels, **options)
+
+
+def test_adult_has_the_counts_that_its_source_states():
+    train, test = data.adult()
+    assert (len(train), len(test)) == (32_561, 16_281)
+    assert [int(part["income"].sum()) for part in (train, test)] == [7_841, 3_846]
+    assert list(train.columns) == list(test.columns)
+    assert int((train == "?").to_numpy().sum()) == 4_262  # as its documentation counts them
+    assert sorted(name for name in train if train[name].dtype.kind == "i") == sorted(
+        ["age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week", "income"]
+    )
+
+
+def test_adult_s_rank_of_education_is_one_name_each():
+    train, test = data.adult()
+    for part in (train, test):
+        assert (part.groupby("education")["education-num"].nunique() == 1).all()
+    assert set(train.loc[train["education"] == "Doctorate", "education-num"]) == {16}
+
+
+def test_adult_s_first_rows_are_those_of_the_source():
+    train, test = data.adult()
+    assert train.iloc[0].tolist() == [
+        39, "State-gov", 77516, "Bachelors", 13, "Never-married", "Adm-clerical", "Not-in-family", "White", "Male", 2174, 0, 40, "United-States", 0,
+    ]  # fmt: skip
+    assert test.index[0] == 0
+    train.loc[0, "age"] = 0  # a copy: the next reader gets the data as they are
+    assert data.adult()[0].loc[0, "age"] == 39
+
+
+def test_spam_is_the_one_that_was_vendored_and_repeats_nothing():
+    with resources.as_file(resources.files(data) / "spam.jsonl.xz") as path:
+        assert hashlib.sha256(lzma.decompress(path.read_bytes())).hexdigest()[:16] == "9493f76e86a99bad"
+    texts, labels = data.spam()
+    assert len(texts) == len(set(texts)) == len(labels) == 3_000
+    assert labels.dtype == torch.int64
+    assert torch.bincount(labels).tolist() == [2_119, 881]
+    assert all(text == text.strip() and text for text in texts)
+    assert 0.2 < labels[:500].double().mean() < 0.4  # shuffled: any cut holds both
+
+
+def test_adult_without_pandas_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match="pip install"):
+        data.adult()
