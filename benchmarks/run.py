@@ -1,7 +1,7 @@
 """Headwater beside its peers on this machine, in one run: prints tables with ratios.
 
     python benchmarks/run.py                               everything, peers where they are installed (make bench): about 40 minutes on two cores
-    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2
+    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2, explain_networks, explain_accuracy
     python benchmarks/run.py --tiny                        the same in miniature, to see that it works: its times mean nothing
     python benchmarks/run.py --write                       put what is printed into benchmarks/RESULTS.md too, each part in its place
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_gpt2
-from speed import ekfac_mlp, graddot, scaling
+from speed import ekfac_mlp, explain_accuracy, explain_networks, graddot, scaling
 from speed.tables import machine
 
 PARTS: dict[str, Callable[[Path, bool, int], str]] = {
@@ -27,6 +27,8 @@ PARTS: dict[str, Callable[[Path, bool, int], str]] = {
     "graddot": graddot.measure,
     "scaling": scaling.measure,
     "gpt2": gpu_gpt2.measure,
+    "explain_networks": explain_networks.measure,
+    "explain_accuracy": explain_accuracy.measure,
 }
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 MEANING = __doc__.split("\n\n")[-1].strip()

@@ -13,9 +13,9 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 
 
-def run(what: str, place: Path, **arguments: Any) -> dict[str, Any]:
-    """Call ``MODULE:FUNCTION`` of this folder's package in a fresh process with one thread; its report."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+def run(what: str, place: Path, threads: int = 1, **arguments: Any) -> dict[str, Any]:
+    """Call ``MODULE:FUNCTION`` of this folder's package in a fresh process with so many threads; its report."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), str(threads))
     command = [sys.executable, str(FOLDER / "contestant.py"), what, str(place), json.dumps(arguments)]
     done = subprocess.run(command, env={**os.environ, **one}, capture_output=True, text=True)
     if done.returncode:

@@ -40,7 +40,7 @@ def machine() -> str:
     """Date, processor and versions: what the numbers belong to."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    found = {name: installed(name) for name in ("torch", "numpy", "headwater", "kronfluence", "dattri")}
+    found = {name: installed(name) for name in ("torch", "numpy", "headwater", "kronfluence", "dattri", "captum")}
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
     cores = f"{names[0] if names else platform.machine()}, {len(names) or '?'} cores, contestants on one thread"
     return f"{date.today()}; {cores}; Python {platform.python_version()}, {versions}"
