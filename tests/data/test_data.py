@@ -18,6 +18,8 @@ DIGESTS = {
     ("mnist.npz", "labels"): "41b7b0a9d94690a3",
     ("concrete.npz", "features"): "c4f7f8fda5b3d88e",
     ("concrete.npz", "strength"): "6a51bf8690343094",
+    ("motions.npz", "signals"): "575d09809eaff3e2",
+    ("motions.npz", "labels"): "c10be8104bbcac67",
     ("adult.npz", "age"): "c366c5d5201b261c",
     ("adult.npz", "hours-per-week"): "5e51bf5e93101324",
     ("adult.npz", "capital-gain"): "447fc17bf8fe01b1",
@@ -54,6 +56,19 @@ def test_mnist_is_shuffled_the_same_way_each_time_so_that_any_cut_holds_every_cl
     assert torch.equal(labels, same)
     assert torch.bincount(labels[:4500], minlength=10).tolist() == [440, 460, 448, 447, 449, 454, 451, 466, 446, 439]
     assert torch.bincount(labels[:300], minlength=10).min() > 15
+
+
+def test_motions_are_what_the_activities_would_make_a_watch_feel():
+    signals, labels = data.motions()
+    assert signals.shape == (80, 6, 100)
+    assert (signals.dtype, labels.dtype) == (torch.float32, torch.int64)
+    assert torch.bincount(labels).tolist() == [20] * 4
+    assert torch.bincount(labels[:40], minlength=4).min() >= 8  # shuffled: any cut holds every activity
+    assert len(data.MOTION_SENSORS) == 6
+    swing = {name: signals[labels == k].std(dim=(0, 2)) for k, name in enumerate(data.MOTIONS)}
+    assert (swing["standing"] < swing["walking"]).all() and (swing["walking"] < swing["running"]).all()
+    assert (swing["badminton"] > 2 * swing["walking"]).all()
+    assert torch.equal(data.motions()[0], signals)
 
 
 def test_concrete_is_standardised_in_the_rows_of_the_raw_numbers():

@@ -1,4 +1,4 @@
-"""Each example is an experiment that records, traces and retrains; here with a few of its training examples and one epoch."""
+"""Each example of training is an experiment that records, traces and retrains; here with a few of its training examples and one epoch."""
 
 import dataclasses
 import pickle
@@ -11,7 +11,7 @@ import pytest
 import headwater as hw
 from headwater.evaluate.jobs import select
 
-FILES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FILES = sorted(file for file in (Path(__file__).parents[2] / "examples").glob("*.py") if not file.stem.startswith("explain_"))
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)

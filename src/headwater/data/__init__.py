@@ -3,7 +3,7 @@
     train, test = hw.data.split(hw.data.mnist(), train=4500)          # each a batch (images, labels)
     noisy, flipped = hw.data.flip_labels(train[1], fraction=0.05)     # known label errors to look for
 
-``mnist()`` and ``concrete()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails.
+``mnist()``, ``concrete()`` and ``motions()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails.
 
 Everything here is deterministic: the same numbers on every machine and with every version of numpy and torch. A leaf of the
 house: it knows tensors and nothing of models or methods. Sources and licences are in each docstring and in the file NOTICE.
@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.data.motions import MOTION_SENSORS, MOTIONS, motions
 from headwater.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CONCRETE_FEATURES", "adult", "concrete", "flip_labels", "mnist", "spam", "split"]
+__all__ = ["CONCRETE_FEATURES", "MOTIONS", "MOTION_SENSORS", "adult", "concrete", "flip_labels", "mnist", "motions", "spam", "split"]
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
