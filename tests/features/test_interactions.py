@@ -374,6 +374,18 @@ def test_units_of_features_do_not_matter_to_differences():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_steps_of_differences_follow_the_way_and_not_the_size():
+    """Years: large numbers that move little."""
+    x = points().numpy()
+
+    def function(z):
+        return np.tanh(z.sum(1)) * z[:, 1]
+
+    wanted = interactions(function, x).values
+    found = interactions(lambda z: function(z - 2000), x + 2000, baseline=2000.0).values
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_steps_raise_the_alarm():
     with pytest.warns(UserWarning, match="change of the output, by up to 100%"):
         interactions(lambda z: np.round(z.sum(1)), 3 + points().numpy())
