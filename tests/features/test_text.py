@@ -246,7 +246,7 @@ def test_the_model_is_left_as_it_was(pieces):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_ids_padded_on_either_side_and_what_a_tokenizer_returns_are_like_texts(pieces):
+def test_ids_padded_on_either_side_and_what_a_tokenizer_returns_are_like_texts(pieces, bytes_):
     model = bert("BertForSequenceClassification", pieces)
 
     def ask(inputs, **more):
@@ -263,6 +263,8 @@ def test_ids_padded_on_either_side_and_what_a_tokenizer_returns_are_like_texts(p
     e = ask(left)
     np.testing.assert_allclose(e.values, truth.values, atol=1e-12)
     assert any("left" in note for note in e.notes)
+    ending = gpt(bytes_, pad_token_id=0)  # its padding token begins and ends texts too: without a mask it is a part of them
+    assert len(hw.explain(ending, [[0, 66, 67]], 68, tokenizer=bytes_, rule=GL(1)).tokens[0]) == 3
     bare = hw.explain(model, right, target=0, rule=GL(4))  # no tokenizer: the config knows the padding token only
     assert bare.tokens[1] == tuple(map(str, pieces(TEXTS[1])["input_ids"]))
     assert any("No tokenizer" in note for note in bare.notes)
@@ -540,9 +542,10 @@ def test_the_models_own_words_are_the_default_and_a_foil_is_a_difference(bytes_)
     completes(foil, 1e-6)
 
 
-def test_prompts_of_several_lengths_are_like_one_by_one(bytes_):
+@pytest.mark.parametrize("last", [[" paris", " sat on the mat , she said"], [" paris", " sat"]], ids=["all positions", "positions apart"])
+def test_prompts_of_several_lengths_are_like_one_by_one(last, bytes_):
     model = llama(bytes_)
-    prompts, said = [PROMPT, "the cat sat on"], [" paris", " the mat , she said"]
+    prompts, said = [PROMPT, "the cat"], last
     whole = hw.explain(model, prompts, said, tokenizer=bytes_, rule=GL(4))
     for k in range(2):
         one = hw.explain(model, prompts[k], said[k], tokenizer=bytes_, rule=GL(4))
@@ -687,6 +690,7 @@ def test_what_cannot_be_read_is_refused(pieces, bytes_):
         (lambda: hw.explain(model, "the cat", hw.targets.span("cat"), tokenizer=pieces), "question answering"),
         (lambda: hw.explain(model, torch.tensor([[2, 5000, 3]]), tokenizer=pieces), "tokenizer that the model was trained with|embedding"),
         (lambda: hw.explain(speaker, PROMPT * 12, " x", tokenizer=bytes_), "reads 64"),
+        (lambda: hw.explain(speaker, PROMPT, hw.targets.continuation([66] * 60), tokenizer=bytes_), "continuation of .* tokens for a model that reads 64"),
         (lambda: hw.explain(speaker, PROMPT, "", tokenizer=bytes_), "at least one token"),
         (lambda: hw.explain(speaker, PROMPT, hw.targets.continuation([9999]), tokenizer=bytes_), "ids below"),
         (lambda: hw.explain(speaker, PROMPT, [" a", " b"], tokenizer=bytes_), "2 targets for 1 texts"),
