@@ -173,6 +173,8 @@ def test_layers_go_from_the_output_down_in_the_order_that_they_run():
 
     cascade = [changed(2 + k) for k in range(4)]  # after the model itself and the control
     assert cascade == [set(found.layers[: k + 1]) for k in range(4)]
+    move = seen[1]["head.weight"] - seen[0]["head.weight"]
+    assert move.std() == pytest.approx(0.01 * float(seen[0]["head.weight"].std()), rel=0.2) and changed(1) == set(found.layers)
     assert [changed(6 + k) for k in range(3)] == [{name} for name in found.alone]
 
 
@@ -182,7 +184,6 @@ def test_scores_that_read_one_layer_change_with_that_layer_only():
     alone = dict(zip(found.alone, found.independent["spearman"], strict=True))
     assert (alone["head"] == 1).all() and (alone["body.0"] == 1).all() and np.abs(alone["body.4"]).mean() < 0.6
     assert found.cascading["spearman"][0].min() == 1 and found.cascading["spearman"][1].mean() < 0.5
-    assert 0.9 < found.control["spearman"].mean() < 1 and np.abs(found.chance["spearman"]).mean() < 0.6  # the control moves every weight, a little
     unseen = evaluate.randomisation(model, lambda m: m.body[4].weight.detach().reshape(12, 6).numpy())
     assert unseen.layers == ("body.4", "body.1", "body.0", "head")  # the model did not run: the last registered first
 
@@ -357,3 +358,25 @@ def test_roar_refuses_what_cannot_be_judged():
     copied = copy.deepcopy(train)
     evaluate.roar(**good)
     assert np.array_equal(copied[0], train[0])
+
+
+def test_the_blurred_control_removes_whole_regions_and_the_random_one_scattered_pixels():
+    rng, seen = np.random.default_rng(0), []
+    x, y = rng.normal(size=(40, 1, 12, 12)), np.arange(40) % 2
+
+    def fit(inputs, labels, seed):
+        seen.append(inputs)
+        return centroids(inputs, labels, seed)
+
+    evaluate.roar((x[:30], y[:30]), (x[30:], y[30:]), fit, lambda m, X: np.ones(X.shape), fractions=(0.5,), seeds=1)
+    alike = [((m := (changed != x[:30]))[..., 1:] == m[..., :-1]).mean() for changed in seen[1:]]  # do neighbours share their fate?
+    assert abs(alike[1] - 0.5) < 0.05 and alike[2] > 0.75
+    assert all(((changed != x[:30]).sum((1, 2, 3)) == 72).all() for changed in seen[1:])
+
+
+def test_intervals_of_roar_are_those_of_the_mean_over_test_examples():
+    train, test = planted(n=600)
+    found = evaluate.roar(train, test, lambda a, b, s: None, lambda m, X: np.ones((len(X), 10)), fractions=(0.5,), seeds=2, measure=lambda m, X, y: X[:, 0])
+    clean, values = found.lines["the scores"][0], test[0][:, 0]
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert clean.mean == pytest.approx(values.mean()) and clean.high - clean.low == pytest.approx(2 * half, rel=0.15)
