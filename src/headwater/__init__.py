@@ -13,18 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater import data, errors, evaluate, tasks
+    from headwater import audit, data, errors, evaluate, tasks
     from headwater.curvature import EKFAC, Dense, Diagonal
     from headwater.errors import HeadwaterError
-    from headwater.features import Smooth, baselines, paths, quadrature, targets
+    from headwater.features import Smooth, baselines, paths, quadrature, regions, targets
+    from headwater.features.compare import compare_models
+    from headwater.features.dataset import summarize
     from headwater.features.explain import explain
+    from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn
     from headwater.influence.trace import self_influence, trace
-    from headwater.result import FeatureScores, TrainingScores, load
+    from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
     from headwater.training import Experiment, Recorder, Run
 
 __all__ = [
     "EKFAC",
+    "Accumulator",
     "Dense",
     "Diagonal",
     "Experiment",
@@ -33,22 +37,29 @@ __all__ = [
     "GradDot",
     "HeadwaterError",
     "Influence",
+    "InteractionScores",
     "Query",
     "Recorder",
     "Run",
     "Smooth",
     "Source",
+    "Summary",
     "TracIn",
     "TrainingScores",
+    "audit",
     "baselines",
+    "compare_models",
     "data",
     "errors",
     "evaluate",
     "explain",
+    "interactions",
     "load",
     "paths",
     "quadrature",
+    "regions",
     "self_influence",
+    "summarize",
     "targets",
     "tasks",
     "trace",
@@ -58,10 +69,13 @@ __version__ = "0.1.0"
 _ROOMS = {
     "curvature": ("EKFAC", "Dense", "Diagonal"),
     "errors": ("HeadwaterError",),
-    "features": ("Smooth", "baselines", "paths", "quadrature", "targets"),
+    "features": ("Smooth", "baselines", "paths", "quadrature", "regions", "targets"),
+    "features.compare": ("compare_models",),
+    "features.dataset": ("summarize",),
     "features.explain": ("explain",),
+    "features.interactions": ("interactions",),
     "influence": ("GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
-    "result": ("FeatureScores", "TrainingScores", "load"),
+    "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}

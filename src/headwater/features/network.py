@@ -254,6 +254,8 @@ def _base(call: Call, target: Target, question: Question) -> tuple[Site, list[st
     for k, module in zip(wanted, found, strict=True):
         if module is None:
             raise _unembedded(names[k], call.tensors[k].dtype)
+    if wanted and question.smooth is not None:
+        raise InputError(f"smooth={question.smooth} with ids", "floating inputs, to which noise can be added", "leave smooth= out")
     if not floats and not wanted:
         raise InputError("no input that can move", "a floating input, or ids that go into an embedding", "pass masks and lengths with extra=")
     if wanted and len({id(m) for m in found}) != len(found):

@@ -20,7 +20,7 @@ from headwater.errors import InputError
 from headwater.features.baselines import smoothed
 from headwater.features.integrate import Field, Integral, Line, Settings, along_curve, along_line, at_least_single, check_finite
 
-__all__ = ["blur", "custom", "guided", "straight", "through"]
+__all__ = ["blur", "custom", "guided", "straight", "sweeps", "through"]
 
 Points = tuple[Tensor, ...]
 
@@ -208,6 +208,14 @@ def guided(steps: int = 100, fraction: float = 0.1) -> Guided:
     if steps < 1 or not 0 < fraction <= 1:
         raise InputError(f"guided(steps={steps}, fraction={fraction})", "at least one step, and a fraction above 0 and at most 1", "hw.paths.guided(100, 0.1)")
     return Guided(steps, fraction)
+
+
+def sweeps(segments: int = 16, orders: int = 4) -> Any:
+    """For functions of arrays that may jump: coordinates move one at a time, in random orders and their reverse, within each of ``segments``
+    pieces of the straight path. Values alone are asked for, no gradients. See :class:`headwater.features.blackbox.Sweeps`."""
+    from headwater.features.blackbox.sweeps import Sweeps
+
+    return Sweeps(segments, orders)
 
 
 def _towards(place: Tensor, goal: Tensor, gradient: Tensor, aim: Tensor, fraction: float) -> Tensor:

@@ -114,7 +114,8 @@ class FeatureScores:
         for name in _STRUCTURED:
             if (value := getattr(self, name)) is not None:
                 picked[name] = rebuilt(value, [array[ids] if len(array) == self.n else array for array in leaves(value)])
-        return replace(self, **picked)
+        of_each = {key: [self.provenance[key][i] for i in ids] for key in ("word_ids", "explained") if self.provenance.get(key) is not None}
+        return replace(self, **picked, provenance={**self.provenance, **of_each})
 
     def top(self, k: int = 10) -> Strongest:
         """For each example the ``k`` parts that pushed its output up most, the largest first (equal ones in their order)."""

@@ -143,9 +143,15 @@ def _index(view: View, group: Any, feature: str) -> int:
 def _from_map(labels: np.ndarray, shape: tuple[int, ...]) -> Membership:
     """A map for all examples, or one for each; of the input's shape, or without its channels."""
     ways = [(shape[1:], (1, *shape[1:])), (shape, shape), (shape[2:], (1, 1, *shape[2:])), ((shape[0], *shape[2:]), (shape[0], 1, *shape[2:]))]
-    for accepted, full in ways:
-        if labels.shape == accepted and len(accepted) > 1:
-            return _numbered(labels.reshape(full), shape, ordered=True)
+    fitting = {full for accepted, full in ways if labels.shape == accepted and len(accepted) > 1}
+    if len(fitting) > 1:
+        raise InputError(
+            f"a map of labels of shape {labels.shape}, which is one map with {shape[1]} channels or one for each of {shape[0]} examples",
+            "a map that says which",
+            f"give it in the full shape {shape}",
+        )
+    if fitting:
+        return _numbered(labels.reshape(fitting.pop()), shape, ordered=True)
     raise InputError(
         f"a map of labels of shape {labels.shape} for values of shape {shape}",
         f"{shape[1:]}, one for all examples, or {shape}, or either without channels",
