@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import headwater as hw
 from headwater import cli, report
 from headwater.demo import QUICK, experiment, headline, measure, page
+from headwater.demo.pixels import TOLERANCE
 from headwater.errors import RunError
 
 
@@ -99,6 +100,41 @@ def test_a_directory_of_another_demo_is_refused(study, out):
         measure(replace(QUICK, train=300), out, silently)
 
 
+# ---- which pixels
+
+
+def test_pixels_are_about_the_number_that_the_traces_are_about(study):
+    plan = experiment(QUICK)
+    model = study.run.load(study.run.model(), study.run.checkpoints[-1])
+    measured = plan.task.measure(model, plan.test).detach().numpy()[study.asked]
+    np.testing.assert_allclose(study.pixels.asked.output, measured, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_of_every_digit_sum_to_the_change_within_the_tolerance(study):
+    for scores in (study.pixels.asked, study.pixels.training):
+        sums = scores.values.astype(np.float64).sum((1, 2, 3))
+        change = scores.output - scores.baseline_output
+        assert (np.abs(sums - change) <= TOLERANCE * np.abs(change) + 1e-5).all()
+        assert scores.converged.all()
+        np.testing.assert_allclose(scores.reference[0], study.digits.train[0].mean(0), atol=1e-6)
+    assert study.pixels.gaps.max() <= TOLERANCE
+
+
+def test_proponents_are_explained_for_the_class_that_was_asked_about(study):
+    model = study.run.load(study.run.model(), study.run.checkpoints[-1])
+    ids, classes = (torch.tensor(column) for column in zip(*study.pixels.pairs, strict=True))
+    with torch.no_grad():
+        expected = hw.targets.log_odds(classes).pick(model(study.digits.train[0][ids]), torch.arange(len(ids)))
+    np.testing.assert_allclose(study.pixels.training.output, expected, rtol=1e-4, atol=1e-4)
+    wanted = {(i, study.label(row)) for row in study.shown for i in study.proponents(row)}
+    assert wanted == set(study.pixels.pairs) and len(wanted) > 2 * QUICK.shown
+
+
+def test_taking_pixels_away_in_their_order_costs_more_than_at_random(study):
+    judged = study.pixels.asked.provenance["deletion"]
+    assert judged["area"] < judged["random"] - 0.3
+
+
 # ---- what the page says
 
 
@@ -114,6 +150,29 @@ def test_the_page_has_every_part(html, study):
     said = report.text(page(study))
     for words in ("noise ceiling", "chance", "ideal", "example gradients", "proponent", "opponent", "log-odds", "wrong label: it is a"):
         assert words in said, words
+
+
+def test_each_digit_and_its_proponents_have_a_picture_of_their_pixels(html, study):
+    proponents = sum(len(study.proponents(row)) for row in study.shown)
+    assert html.count('data-testid="carried"') == QUICK.shown + proponents
+    alts = re.findall(r'data-testid="carried"><img[^>]*?alt="([^"]*)"', html)
+    assert len(alts) == QUICK.shown + proponents and all("pushed up sum to +" in alt and "pushed down to" in alt for alt in alts)
+    assert html.count('data-testid="overlay"') == 1
+    parts = [part for section in page(study).sections for part in section.parts if isinstance(part, report.Attribution)]
+    for row, part in zip(study.shown, parts, strict=True):
+        np.testing.assert_array_equal(part.query.overlay.values, study.pixels.asked.values[row].sum(0))
+        assert f"for class {study.label(row)}" in part.proponents[0].overlay.title and part.opponents[0].overlay is None
+
+
+def test_the_page_says_how_far_the_pixels_can_be_trusted(study):
+    said = " ".join(report.text(page(study)).split())
+    assert "Every digit met that." in said and "pixels ▲" in said
+    assert f"the change of its log-odds is {100 * study.pixels.gaps.max():.2f} % of the change" in said
+    assert f"in random order, {100 * study.pixels.asked.provenance['deletion']['random']:.0f} %" in said
+    missed = np.arange(study.pixels.asked.n) != study.shown[0]
+    other = replace(study, pixels=replace(study.pixels, asked=replace(study.pixels.asked, converged=missed)))
+    said = " ".join(report.text(page(other)).split())
+    assert "1 of them missed that" in said and "⚑ missed the tolerance" in said
 
 
 def test_the_page_says_what_was_measured(study):

@@ -1,7 +1,7 @@
 """``headwater demo``: what Headwater does, on two cores in a few minutes, ending in one page.
 
-    study = measure(FULL, Path("runs/demo"), teller)     # record, trace, retrain, compare: numbers
-    report.write(page(study), "demo.html")               # the same numbers as a page
+study = measure(FULL, Path("runs/demo"), teller)     # record, trace, retrain, compare: numbers
+report.write(page(study), "demo.html")               # the same numbers as a page
 """
 
 from headwater.demo.experiment import FULL, QUICK, Size, experiment

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
-from headwater.demo.study import METHODS, Damping, Study
+from headwater.demo.pixels import TOLERANCE
+from headwater.demo.study import EACH, METHODS, Damping, Study
 from headwater.evaluate import Detection, SlopeResult
-from headwater.report import Attribution, Axis, Bar, Bars, Card, Curve, Exhibit, Figure, Figures, Gallery, Line, Page, Prose, Section, Series, Table, attribution
+from headwater.report import Attribution, Axis, Bar, Bars, Card, Curve, Exhibit, Figure, Figures, Gallery, Line, Overlay, Page, Prose, Section, Series, Table, attribution
 from headwater.report.examples import picture
-from headwater.result import TrainingScores
+from headwater.report.numbers import minus, number
+from headwater.result import FeatureScores, TrainingScores
 
-EACH = 6  # proponents, and opponents, of each digit
 FIRST = 3  # digits before the measurements; the others come after them, so that nobody has to scroll past a dozen
 SUSPECTS = 16  # how many of the most suspicious training digits are pictured
 LOOKED_AT = 0.05  # of the training digits: as many as there are wrong labels
@@ -24,6 +26,24 @@ pushed the right answer up (a proponent). ▼ and minus: it pushed the right ans
 
 The number is the predicted change of the log-odds of the right label that training on this one digit caused; without it they are predicted to be lower \
 by as much. Log-odds are log(p / (1 − p)): 0 is a probability of 50 %, +3 is 95 %, −3 is 5 %. How far such predictions hold is measured below."""
+
+PIXELS = """The second picture of a digit says which of its pixels carried these log-odds: blue ones pushed them up, orange ones pushed them down, compared \
+with the average training digit. Dark pixels count too, where ink is missing that the average digit has. All pixels of a digit sum to its log-odds minus \
+those of the average digit. Under a training digit the picture says what in that digit speaks, to the trained network, for the class that the digit at \
+the left was asked about. Shades are full at the 99th percentile of each picture's own sizes: between pictures compare the sums, not the shades."""
+
+CARRIED = """Integrated Gradients of {count} digits: the gradient of the log-odds with respect to the pixels, averaged along the straight line from the \
+average training digit to the digit. The number of points on the line is chosen for each digit until the estimated error of the values is below {tolerance} of the \
+change. {missed} The largest gap between the sum of a digit's values and the change of its log-odds is {gap} of the change; {evaluations} evaluations of the \
+network for a digit on average, {most} at most. The gap is a lower bound on the error of single values.
+
+Do the values mean something? From {judged} test digits pixels were taken away in the order of their values, those that pushed up most first, and replaced \
+with those of other training digits. Averaged over the way, {area} of the answer's lead over the replacement is left (below zero: the replacement \
+is ahead); taken away in random order, {random}. {verdict}
+
+What they do not say: they describe the trained network between the average digit and this one; compared with something else (a black image, say) the values \
+are others. Single pixels are noisy, strokes are what to look at. And what the network reads in a training digit today is not the part of that digit by which \
+it changed the network: that is another question."""
 
 JUDGED = """A score is a claim about training that did not happen, so we let it happen: {trainings} models were trained again, {subsets} random \
 halves of the training digits with {seeds} random seeds each, and each was asked about {queries} test digits. LDS (linear datamodeling score) \
@@ -42,7 +62,7 @@ def share(value: float, digits: int = 0) -> str:
     >>> share(0.05), share(0.9107, 1)
     ('5\\xa0%', '91.1\\xa0%')
     """
-    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+    return minus(f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%")
 
 
 def headline(study: Study) -> tuple[Figure, Figure, Figure]:
@@ -67,8 +87,9 @@ def page(study: Study) -> Page:
         "Headwater traces its answers back to them, and checks by retraining.",
         (
             Section("", parts=(Figures(headline(study)), Prose(_summary(study)))),
-            Section("Answers and what they are owed to", SIGN, _attributions(study, study.shown[:FIRST])),
+            Section("Answers and what they are owed to", f"{SIGN}\n\n{PIXELS}", _attributions(study, study.shown[:FIRST])),
             _trust(study),
+            _pixels(study),
             _labels(study),
             _costs(study),
             Section("More answers", "Wrong ones first, then right ones from unsure to sure.", _attributions(study, study.shown[FIRST:])),
@@ -118,22 +139,38 @@ def _size_word(slope: SlopeResult) -> str:
 
 
 def _attributions(study: Study, rows: np.ndarray) -> tuple[Attribution, ...]:
-    scores, training = study.scores["SOURCE"], _training(study)
-    return tuple(attribution(_query(study, int(row)), scores.values[row], None, training, EACH) for row in rows)
+    values = study.scores["SOURCE"].values
+    return tuple(attribution(_query(study, row), values[row], None, _training(study, row), EACH) for row in map(int, rows))
 
 
-def _training(study: Study) -> Exhibit:
+def _training(study: Study, row: int | None = None) -> Exhibit:
+    """The training digits; with the pixels of those that pushed the answer of a query up most."""
+    places = {} if row is None else {i: study.pixels.pairs.index((i, study.label(row))) for i in study.proponents(row)}
+    overlays = {i: _overlay(study.pixels.training, k) for i, k in places.items()}
     given, truth = study.digits.train[1].tolist(), study.digits.truth.tolist()
     wrong = torch.nonzero(study.digits.flipped).flatten().tolist()
-    return Exhibit(study.digits.train, notes=[f"labelled {label}" for label in given], flags={i: f"wrong label: it is a {truth[i]}" for i in wrong})
+    return Exhibit(study.digits.train, notes=[f"labelled {label}" for label in given], flags={i: f"wrong label: it is a {truth[i]}" for i in wrong}, overlays=overlays)
+
+
+def _overlay(scores: FeatureScores, k: int, told: str = "") -> Overlay:
+    """The pixels of one digit, drawn over it."""
+    assert isinstance(scores.values, np.ndarray) and isinstance(scores.inputs, np.ndarray) and scores.example_names and scores.converged is not None
+    flag = None if scores.converged[k] else "missed the tolerance"
+    return Overlay(scores.example_names[k], scores.values[k].sum(0), picture(scores.inputs[k]), subtitle=told, flag=flag)
+
+
+def _sum(scores: FeatureScores, k: int) -> str:
+    """What the pixels of a digit sum to, with the gap and the cost."""
+    ends = number(float(scores.output[k])), number(float(scores.baseline_output[k]))
+    return f"log-odds {ends[0]}, of the average digit {ends[1]}; gap {number(float(abs(scores.residual[k])))}; {int(scores.evaluations[k])} evaluations"
 
 
 def _query(study: Study, row: int) -> Card:
-    number = int(study.asked[row])
-    label, probabilities = int(study.digits.test[1][number]), study.probabilities[row]
+    place, label, probabilities = int(study.asked[row]), study.label(row), study.probabilities[row]
     said = int(probabilities.argmax())
     verdict = f"read as {said} ({share(probabilities[said])})" + (", rightly" if said == label else f"; it is a {label} ({share(probabilities[label])})")
-    return Card(f"Test digit {number}", verdict, image=picture(study.digits.test[0][number]))
+    pixels = study.pixels.asked
+    return Card(f"Test digit {place}", verdict, image=picture(study.digits.test[0][place]), overlay=_overlay(pixels, row, _sum(pixels, row)))
 
 
 def _trust(study: Study) -> Section:
@@ -166,6 +203,27 @@ def _comparison(study: Study) -> str:
 
 def _sweep(study: Study) -> Table:
     return Table(("damping", *map(_damping, study.sweep)), (("LDS on the other digits", *(f"{tried.lds:.3f}" for tried in study.sweep)),))
+
+
+def _pixels(study: Study) -> Section:
+    pixels, judged = study.pixels, study.pixels.asked.provenance["deletion"]
+    missed = sum(int((~e.converged).sum()) for e in (pixels.asked, pixels.training) if e.converged is not None)
+    text = CARRIED.format(
+        count=pixels.count,
+        tolerance=share(TOLERANCE),
+        missed=f"{missed} of them missed that and are flagged." if missed else "Every digit met that.",
+        gap=share(pixels.gaps.max(), 2),
+        evaluations=f"{pixels.evaluations.mean():.0f}",
+        most=int(pixels.evaluations.max()),
+        judged=judged["digits"],
+        area=share(judged["area"]),
+        random=share(judged["random"]),
+        verdict="The order is no better than chance here." if judged["area"] >= judged["random"] else "Less is better.",
+    )
+    row = int(study.shown[0])
+    assert isinstance(pixels.asked.reference, np.ndarray)
+    part = replace(_overlay(pixels.asked, row, _sum(pixels.asked, row)), baseline=picture(pixels.asked.reference[row]))
+    return Section("How far can the pixels be trusted?", text, (part,))
 
 
 def _labels(study: Study) -> Section:
@@ -202,6 +260,7 @@ def _curve(study: Study) -> Curve:
 def _costs(study: Study) -> Section:
     names = {**{name: name for name in METHODS}, "Influence": f"Influence ({len(study.sweep)} dampings at once)", "self-influence": "Self-influence (SOURCE)"}
     rows = [(names[name], f"{cost['seconds']:.1f} s", f"{int(cost['example_gradients']):,}") for name, cost in study.costs.items()]
+    rows.append((f"Pixels of {study.pixels.count} digits (Integrated Gradients)", f"{study.pixels.seconds:.1f} s", f"{int(study.pixels.evaluations.sum()):,}"))
     rows.append(("Retraining, to check", f"{study.retrain_seconds:.0f} s", f"{study.trainings} trainings"))
     text = (
         f"Measured on this machine, for {study.size.queries} test digits and {study.size.train:,} training digits. An example gradient is one pass of one "

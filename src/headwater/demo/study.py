@@ -12,16 +12,19 @@ import numpy as np
 import torch
 
 from headwater.demo.experiment import Digits, Size, digits, experiment, minus_loss
+from headwater.demo.kept import kept
+from headwater.demo.pixels import Pixels, carried
 from headwater.errors import RunError
 from headwater.evaluate import LDS, Bank, Detection, Paired, SlopeResult, detection_curve, halves, lds, paired, retrain, slope
 from headwater.evaluate.identity import differences, identity
 from headwater.influence import GradDot, Influence, Source, TracIn, self_influence, trace
 from headwater.influence.methods import Method
-from headwater.result import TrainingScores, load
-from headwater.store import content_hash, read_json, write_json
+from headwater.result import TrainingScores
+from headwater.store import read_json, write_json
 from headwater.tasks import fingerprint
 from headwater.training import Experiment, Run, settled
 
+EACH = 6  # proponents, and opponents, of each digit on the page
 SEED = 0  # of the recorded training and of the subsets
 DAMPINGS = (0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
 METHODS: dict[str, Method] = {"Grad-Dot": GradDot(), "TracIn": TracIn(), "Influence": Influence(damping=DAMPINGS), "SOURCE": Source()}
@@ -51,6 +54,7 @@ class Study:
         found: detection of the flipped labels, by "self-influence" and "loss".
         costs: seconds and example gradients by method. trainings: how many were repeated. retrain_seconds: of work in all processes.
         run: the recorded training.
+        pixels: which pixels carried the answers, and those of the strongest proponents of the digits on the page.
     """
 
     size: Size
@@ -71,18 +75,36 @@ class Study:
     trainings: int
     retrain_seconds: float
     run: Run
+    pixels: Pixels
 
     @property
     def shown(self) -> np.ndarray:
         """The reported queries on the page, as rows of ``asked``: wrong ones first (at most two thirds), then right ones from unsure to sure."""
-        labels = self.digits.test[1].numpy()[self.asked]
-        certainty = self.probabilities[np.arange(len(labels)), labels]
-        right = self.probabilities.argmax(1) == labels
-        order = np.argsort(certainty, kind="stable")
-        wrong = order[~right[order]][: 2 * self.size.shown // 3]
-        others = order[right[order]]
-        spread = np.linspace(0, len(others) - 1, min(len(others), self.size.shown - len(wrong))).astype(int)
-        return np.concatenate([wrong, others[spread]])
+        return pictured(self.size.shown, self.digits.test[1].numpy()[self.asked], self.probabilities)
+
+    def proponents(self, row: int) -> list[int]:
+        """The training digits that pushed the answer of a reported query up most, the strongest first."""
+        return strongest(self.scores["SOURCE"].values[row])
+
+    def label(self, row: int) -> int:
+        """The right label of a reported query: the class that its trace is about."""
+        return int(self.digits.test[1][self.asked[row]])
+
+
+def pictured(count: int, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Which of the reported queries are on the page: see :attr:`Study.shown`."""
+    certainty = probabilities[np.arange(len(labels)), labels]
+    right = probabilities.argmax(1) == labels
+    order = np.argsort(certainty, kind="stable")
+    wrong = order[~right[order]][: 2 * count // 3]
+    others = order[right[order]]
+    spread = np.linspace(0, len(others) - 1, min(len(others), count - len(wrong))).astype(int)
+    return np.concatenate([wrong, others[spread]])
+
+
+def strongest(values: np.ndarray) -> list[int]:
+    """The training digits of the largest positive scores, at most ``EACH``."""
+    return [int(i) for i in np.argsort(-values, kind="stable")[:EACH] if values[i] > 0]
 
 
 def measure(size: Size, out: Path, telling: Teller) -> Study:
@@ -100,12 +122,14 @@ def _measured(size: Size, out: Path, telling: Teller) -> Study:
     scores: dict[str, list[TrainingScores]] = {}
     for name, method in METHODS.items():
         with telling(f"{name}: tracing {size.queries} test digits to {size.train:,} training digits"):
-            scores[name] = _kept(out / "scores", name, run, method, plan.test, lambda m=method: trace(run, plan.test, [m], progress=False))  # type: ignore[misc]
+            scores[name] = _traced(out / "scores", name, run, method, plan.test, lambda m=method: trace(run, plan.test, [m], progress=False))  # type: ignore[misc]
     with telling("Self-influence: how much each training digit lowered its own loss"):
-        suspicion = _kept(out / "scores", "self", run, Source(), plan.train, lambda: [self_influence(run, Source(), measure=minus_loss, progress=False)])[0]
+        suspicion = _traced(out / "scores", "self", run, Source(), plan.train, lambda: [self_influence(run, Source(), measure=minus_loss, progress=False)])[0]
     bank = retrain(plan, halves(size.train, size.subsets, SEED), size.seeds, directory=out / "bank")
+    with telling("Which pixels carried the answers, and those of the training digits that they are owed to"):
+        pixels = _carried(size, run, scores["SOURCE"][0].at(np.arange(size.chosen_on, size.queries)), out / "scores")
     with telling("Comparing predictions with retraining"):
-        return _compared(size, run, scores, suspicion, bank)
+        return _compared(size, run, scores, suspicion, bank, pixels)
 
 
 def _claim(out: Path, plan: Experiment) -> None:
@@ -124,18 +148,22 @@ def _recorded(plan: Experiment, path: Path) -> Run:
     return plan.record(path, seed=SEED, overwrite=path.exists())
 
 
-def _kept(place: Path, name: str, run: Run, method: Method, data: Any, work: Callable[[], list[TrainingScores]]) -> list[TrainingScores]:
-    """Scores from their files, or made and written: a demo that is started again does not repeat them."""
-    key = content_hash(repr(method), [run.weights_hash(step) for step in run.checkpoints], fingerprint(data))[:12]
-    listing = place / f"{name}-{key}.json"
-    if not listing.exists():
-        made = work()
-        files = [scores.save(place / f"{name}-{key}-{k}").name for k, scores in enumerate(made)]
-        write_json(listing, files)
-    return [load(place / file) for file in read_json(listing)]
+def _traced(place: Path, name: str, run: Run, method: Method, data: Any, work: Callable[[], list[TrainingScores]]) -> list[TrainingScores]:
+    """Scores from their files, or made and written."""
+    return kept(place, name, (repr(method), [run.weights_hash(step) for step in run.checkpoints], fingerprint(data)), work)
 
 
-def _compared(size: Size, run: Run, scores: dict[str, list[TrainingScores]], suspicion: TrainingScores, bank: Bank) -> Study:
+def _carried(size: Size, run: Run, scores: TrainingScores, place: Path) -> Pixels:
+    """Of all reported queries, and of the strongest proponents of those on the page."""
+    found, asked = digits(size), np.arange(size.chosen_on, size.queries)
+    labels = found.test[1].numpy()[asked]
+    logits, _ = _answers(run.load(run.model(), run.checkpoints[-1]), found)
+    shown = pictured(size.shown, labels, logits.softmax(1).numpy()[asked])
+    pairs = sorted({(i, int(labels[row])) for row in shown.tolist() for i in strongest(scores.values[row])})
+    return carried(place, run, found, asked, pairs)
+
+
+def _compared(size: Size, run: Run, scores: dict[str, list[TrainingScores]], suspicion: TrainingScores, bank: Bank, pixels: Pixels) -> Study:
     chosen_on, asked = np.arange(size.chosen_on), np.arange(size.chosen_on, size.queries)
     found = digits(size)
     sweep, best = _chosen(scores["Influence"], bank.at(chosen_on), chosen_on)
@@ -162,6 +190,7 @@ def _compared(size: Size, run: Run, scores: dict[str, list[TrainingScores]], sus
         trainings=(len(bank.subsets) + 1) * len(bank.seeds),
         retrain_seconds=bank.seconds,
         run=run,
+        pixels=pixels,
     )
 
 

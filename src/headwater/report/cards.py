@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from headwater.report import svg
+from headwater.report import readings, svg
+from headwater.report.explanations import Overlay
 from headwater.report.markup import Markup, escaped, tag
+from headwater.report.overlays import blend, ramp
 from headwater.report.parts import Attribution, Card, Gallery
 from headwater.report.png import data_uri
 from headwater.report.words import ERRORS, NONE, NOTHING, OPPONENTS, PROPONENTS, marker, score_words
@@ -18,14 +20,15 @@ def attribution(part: Attribution) -> Markup:
     query = tag("div", tag("h3", "Query"), _card(part.query, 1.0, "query"), class_="asked")
     rows = [_row(PROPONENTS, part.proponents, part.scale), _row(OPPONENTS, part.opponents, part.scale)]
     body = tag("div", query, tag("div", rows, class_="answers"), class_="attribution-body")
-    return tag("article", body, _errors(part.proponents + part.opponents), class_="panel attribution", data_testid="attribution")
+    others = part.proponents + part.opponents
+    return tag("article", body, _errors(others), _colours((part.query, *others)), class_="panel attribution", data_testid="attribution")
 
 
 def gallery(part: Gallery) -> Markup:
     """Cards side by side."""
     if not part.cards:
         return tag("p", NOTHING, class_="nothing", data_testid="gallery")
-    return tag("div", _cards(part.cards, part.scale), _errors(part.cards), class_="panel gallery", data_testid="gallery")
+    return tag("div", _cards(part.cards, part.scale), _errors(part.cards), _colours(part.cards), class_="panel gallery", data_testid="gallery")
 
 
 def _row(heading: tuple[str, str], cards: tuple[Card, ...], scale: float) -> Markup:
@@ -42,7 +45,8 @@ def _cards(cards: tuple[Card, ...], scale: float) -> Markup:
 def _card(card: Card, scale: float, testid: str) -> Markup:
     parts = [
         card.image is not None and _picture(card.image, card.title),
-        # right under the picture, so that the bars of a row line up whatever the texts below
+        card.overlay is not None and _overlay(card.overlay),
+        # right under the pictures, so that the bars of a row line up whatever the texts below
         card.score is not None and _score(card, card.score, scale),
         tag("p", card.title, class_="title"),
         card.subtitle and tag("p", card.subtitle, class_="subtitle"),
@@ -55,6 +59,26 @@ def _card(card: Card, scale: float, testid: str) -> Markup:
 def _picture(image: np.ndarray, title: str) -> Markup:
     crisp = "crisp" if max(image.shape[:2]) <= PIXELS else None
     return tag("div", tag("img", src=data_uri(image), alt=f"Image of {title}", class_=crisp, decoding="async"), class_="picture")
+
+
+def _overlay(part: Overlay) -> Markup:
+    """The image again, with the scores of its pixels laid over it, and their sums."""
+    shown = blend(part.values, part.limit, part.image)
+    crisp = "crisp" if max(shown.shape[:2]) <= PIXELS else None
+    alt = f"{part.title}: {readings.PUSHED}. {readings.overlay_words(part)}"
+    picture = tag("div", tag("img", src=data_uri(shown), alt=alt, class_=crisp, decoding="async"), class_="picture carried", data_testid="carried")
+    told = [tag("p", line, class_="pane-name") for line in (readings.sums(part), part.subtitle) if line]
+    flag = part.flag and tag("p", tag("span", "⚑", aria_hidden="true"), " ", part.flag, class_="flag", data_testid="flag")
+    return escaped([picture, told, flag])
+
+
+def _colours(cards: tuple[Card, ...]) -> Markup | None:
+    """The scale of colours of the overlays, where there are any."""
+    if not any(card.overlay is not None for card in cards):
+        return None
+    down, up = tag("span", "▼ pixels that pushed down"), tag("span", "▲ pixels that pushed up")
+    scale = tag("img", src=data_uri(ramp()), alt="The scale of colours, from pushed down at the left over nothing in the middle to pushed up at the right")
+    return tag("div", down, scale, up, class_="ramp legend-line")
 
 
 def _score(card: Card, score: float, scale: float) -> Markup:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from headwater.report.explanations import Overlay
 from headwater.report.parts import Attribution, Card
 
 SMALLEST = 8  # a matrix with fewer rows or columns is a table of numbers, not a picture
@@ -27,6 +28,7 @@ class Exhibit:
         names: what each is called; default ``#0``, ``#1`` and so on.
         notes: a line about each, such as its label; default: the label where an example ends in one.
         flags: number of an example -> what to notice about it.
+        overlays: number of an example -> which of its pixels carried what is asked about.
 
     >>> Exhibit((np.zeros((5, 28, 28), np.uint8), np.arange(5))).card(3).subtitle
     'label 3'
@@ -40,6 +42,7 @@ class Exhibit:
     names: Sequence[str] | None = None
     notes: Sequence[str] | None = None
     flags: Mapping[int, str] | None = None
+    overlays: Mapping[int, Overlay] | None = None
 
     def card(self, index: int, score: float | None = None, stderr: float | None = None) -> Card:
         """The card of one example."""
@@ -53,6 +56,7 @@ class Exhibit:
             score=score,
             stderr=stderr,
             flag=(self.flags or {}).get(index),
+            overlay=(self.overlays or {}).get(index),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from headwater.errors import InputError
-from headwater.report.explanations import Explanation
+from headwater.report.explanations import Explanation, Overlay
 
 
 class Figure(NamedTuple):
@@ -169,6 +169,7 @@ class Card:
         score: its signed score, or None (a query has none).
         stderr: standard error of the score, in its unit, or None.
         flag: something to notice ("label was flipped"), or None.
+        overlay: which of its pixels carried what is asked about, drawn under the image; or None.
 
     >>> Card("#412", "label 3", image=np.zeros((28, 28), np.uint8), score=.5, stderr=.1, flag="label was flipped").interval
     (0.3, 0.7)
@@ -181,6 +182,7 @@ class Card:
     score: float | None = None
     stderr: float | None = None
     flag: str | None = None
+    overlay: Overlay | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:

@@ -49,6 +49,15 @@ def overlay_words(part: Overlay) -> str:
     return f"Pixels that pushed up sum to {signed(part.up)}, pixels that pushed down to {signed(part.down)}. Colour is full at ±{number(part.limit)}{clip}.{bad}"
 
 
+def sums(part: Overlay) -> str:
+    """What the pixels of an overlay pushed, in short.
+
+    >>> sums(Overlay("#1", np.array([[0.5, -0.25]])))
+    'pixels ▲\xa0+0.500 ▼\xa0−0.250'
+    """
+    return f"pixels ▲\N{NO-BREAK SPACE}{signed(part.up)} ▼\N{NO-BREAK SPACE}{signed(part.down)}"
+
+
 def panes(part: Overlay) -> tuple[str, ...]:
     """The names of the pictures of an overlay that it has, in order."""
     return tuple(name for name, there in ((INPUT, part.image), (BASELINE, part.baseline), (PUSHED, part.values)) if there is not None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.errors import InputError
-from headwater.report import retold, words
+from headwater.report import readings, retold, words
 from headwater.report.layout import BLOCKS, aligned, filled, flat, one_line, ruled, spaced, strip_of, table, width_of
 from headwater.report.numbers import number
 from headwater.report.parts import Attribution, Bars, Card, Curve, Figures, Gallery, Page, Part, Prose, Section, Table
@@ -80,7 +80,8 @@ def _curve(part: Curve) -> list[str]:
 def _attribution(part: Attribution) -> list[str]:
     answers = _cards(part.proponents + part.opponents, part.scale)  # together, so that zero is in one column
     split = len(part.proponents)
-    lines = ["Query", *flat(_cards((part.query,), 1.0))]
+    pixels = () if part.query.overlay is None else filled(readings.overlay_words(part.query.overlay), "  ")
+    lines = ["Query", *flat(_cards((part.query,), 1.0)), *pixels]
     for heading, cards in ((words.PROPONENTS, answers[:split]), (words.OPPONENTS, answers[split:])):
         lines += [" ".join(heading), *(flat(cards) or ["  " + words.NONE])]
     return lines + _errors(part.proponents + part.opponents)
@@ -99,13 +100,13 @@ def _cards(cards: tuple[Card, ...], scale: float) -> list[list[str]]:
 
 def _card(card: Card, scale: float) -> tuple[str, ...]:
     if card.score is None:
-        return "", "", card.title, card.subtitle, "", _flag(card)
+        return "", "", card.title, card.subtitle, "", _pixels(card), _flag(card)
     score, error = words.score_words(card)
     # the halves around zero; a nan stays out of both
     left = strip_of(Span(-scale, 0.0, ()), min(0.0, card.score), _within(card.interval, -scale, 0.0), cells=10)
     right = strip_of(Span(0.0, scale, ()), max(0.0, card.score), _within(card.interval, 0.0, scale), cells=10)
     bar = f"{left}│{right}"
-    return f"{words.marker(card.score)} {score}", error, card.title, card.subtitle, _hollow(bar) if card.doubtful else bar, _flag(card)
+    return f"{words.marker(card.score)} {score}", error, card.title, card.subtitle, _hollow(bar) if card.doubtful else bar, _pixels(card), _flag(card)
 
 
 def _within(interval: tuple[float, float] | None, low: float, high: float) -> tuple[float, float] | None:
@@ -121,6 +122,13 @@ def _hollow(bar: str) -> str:
 
 def _flag(card: Card) -> str:
     return f"⚑ {card.flag}" if card.flag else ""
+
+
+def _pixels(card: Card) -> str:
+    if card.overlay is None:
+        return ""
+    flag = f"⚑ {card.overlay.flag}" if card.overlay.flag else ""
+    return "; ".join(filter(None, (readings.sums(card.overlay), card.overlay.subtitle, flag)))
 
 
 def _errors(cards: tuple[Card, ...]) -> list[str]:
