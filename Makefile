@@ -14,7 +14,7 @@ PIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PIP := -m pip install --quiet --disable-pip-version-check $(PIN)
 TAG := $(subst =,-,$(TORCH))$(if $(CONSTRAINTS),,-newest)
 SOURCES := pyproject.toml $(CONSTRAINTS)
-PEERS := kronfluence==1.0.1 dattri==0.3.0
+PEERS := kronfluence==1.0.1 dattri==0.3.0 captum==0.9.0 treeig==0.2.2 shap==0.51.0
 
 # One thread in each test process: the processes are the parallelism, and results do not depend on the number of cores.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
@@ -43,7 +43,7 @@ evidence: .venv/.dev-$(TAG) ## the slow tests and the measured fidelity against 
 	$(PYTEST) -m slow
 	$(BIN)/python benchmarks/evidence.py $(ARGS)
 
-bench: .venv-bench/.ready-$(TAG) ## time Headwater beside kronfluence and dattri on this machine
+bench: .venv-bench/.ready-$(TAG) ## time Headwater beside kronfluence, dattri, captum, treeig and shap on this machine
 	$(BENCH)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove the environments and caches (recorded runs stay)
@@ -67,13 +67,13 @@ endef
 	@touch $@
 
 .venv/.dev-$(TAG): .venv/.core-$(TAG)
-	@echo "installing the tools of the tests: pytest, ruff, mypy, transformers and others (about 120 MB)"
+	@echo "installing the tools of the tests (pytest, ruff, mypy) and the libraries whose models are explained (about 350 MB)"
 	@$(BIN)/python $(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
 
 .venv-bench/.ready-$(TAG): $(SOURCES)
 	$(call environment,.venv-bench)
-	@echo "installing the peers: $(PEERS) (about 20 MB)"
+	@echo "installing the peers: $(PEERS), and the tree libraries (about 250 MB)"
 	@$(BENCH)/python $(PIP) --no-build-isolation -e '.[bench]'
 	@$(BENCH)/python $(PIP) --no-deps $(PEERS)
 	@rm -f .venv-bench/.ready-*

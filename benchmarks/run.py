@@ -1,7 +1,8 @@
 """Headwater beside its peers on this machine, in one run: prints tables with ratios.
 
     python benchmarks/run.py                               everything, peers where they are installed (make bench): about 40 minutes on two cores
-    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2, explain_networks, explain_accuracy
+    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2, explain_networks, explain_accuracy, explain_trees,
+                                                           explain_interactions
     python benchmarks/run.py --tiny                        the same in miniature, to see that it works: its times mean nothing
     python benchmarks/run.py --write                       put what is printed into benchmarks/RESULTS.md too, each part in its place
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,19 @@ import gpu_gpt2
 from speed import ekfac_mlp, explain_accuracy, explain_networks, graddot, scaling
 from speed.tables import machine
 
+HERE = Path(__file__).resolve().parent
+
+
+def script(name: str, title: str) -> Callable[[Path, bool, int], str]:
+    """A part that is a script of its own: what it prints."""
+
+    def measure(place: Path, tiny: bool, repeats: int) -> str:
+        command = [sys.executable, str(HERE / f"{name}.py"), "--repeats", str(repeats), *["--tiny"] * tiny]
+        return f"### {title}\n\n{subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.replace('### ', '#### ')}"
+
+    return measure
+
+
 PARTS: dict[str, Callable[[Path, bool, int], str]] = {
     "ekfac_mlp": ekfac_mlp.measure,
     "graddot": graddot.measure,
@@ -29,8 +45,10 @@ PARTS: dict[str, Callable[[Path, bool, int], str]] = {
     "gpt2": gpu_gpt2.measure,
     "explain_networks": explain_networks.measure,
     "explain_accuracy": explain_accuracy.measure,
+    "explain_trees": script("explain_trees", "Explanations of trees"),
+    "explain_interactions": script("explain_interactions", "Interactions"),
 }
-RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+RESULTS = HERE / "RESULTS.md"
 MEANING = __doc__.split("\n\n")[-1].strip()
 
 

@@ -292,7 +292,7 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: getattr(a, "__name__", type(a).__name__))
 def test_every_ramp_is_softened_and_nearly_the_same(activation):
     activation = activation.eval() if isinstance(activation, nn.Module) else activation
     x = torch.linspace(-8, 8, 99, dtype=torch.float64).view(33, 3)
