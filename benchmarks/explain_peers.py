@@ -1,7 +1,7 @@
 """Attributions beside captum's and shap's, in one run: equal where the definitions coincide, and by how much they differ where not.
 
     python benchmarks/explain_peers.py                     every table: about a minute on one thread
-    python benchmarks/explain_peers.py captum shap         some of: published, captum, conductance, shap
+    python benchmarks/explain_peers.py captum shap         some of: published, captum, conductance, behaviour, shap
 
 Needs captum 0.9.0 and shap 0.51.0 (`make bench` has an environment for peers; `published` needs neither). The figures of captum and shap
 are the largest difference of any attribution, as a share of the largest attribution; those of `published` are in units of the output.
@@ -310,6 +310,39 @@ def conductance() -> str:
     return table(["largest error, as a share of the largest value", "captum (default rule)", "Headwater (midpoint)"], cells)
 
 
+def behaviour() -> str:
+    """What each does with a model that was left in training mode, and with an input that the output does not use."""
+    from captum.attr import IntegratedGradients
+
+    torch.manual_seed(0)
+    fresh = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).state_dict()
+    x, cells = torch.randn(8, 4) + 1, []
+    for name in ("captum", "Headwater"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+        model.load_state_dict(fresh)
+        ask = IntegratedGradients(model).attribute if name == "captum" else lambda v, m=model: torch.from_numpy(explain(m, v).values)
+        together = ask(x).detach()
+        moved = float((model[1].running_mean - fresh["1.running_mean"]).abs().max())
+        alone = _raised(lambda ask=ask, together=together: f"{apart(ask(x[:4]).detach(), together[:4]):.1e}")
+        ask = IntegratedGradients(_first_alone).attribute if name == "captum" else lambda v: explain(_first_alone, v)
+        unused = _raised(lambda ask=ask: "values of 0" if ask((x, x)) is not None else "")
+        cells.append([name, f"{moved:.1e}", alone, unused])
+    head = ["", "BatchNorm in training mode: running means moved by", "values of 4 examples alone and among 8 differ by", "an input that is not used"]
+    return table(head, cells)
+
+
+def _first_alone(a: Tensor, b: Tensor) -> Tensor:
+    return a.sum(1)
+
+
+def _raised(ask: Callable[[], str]) -> str:
+    """The answer, or the kind of error."""
+    try:
+        return ask()
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error)[:40]}..."
+
+
 # ---- shap -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -402,13 +435,17 @@ COMPARED: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "captum": ("captum", captum_rows),
     "shap": ("shap", shap_rows),
 }
-SHOWN: dict[str, tuple[str, Callable[[], str]]] = {"conductance": ("Layer conductance", conductance), "shap": ("Where shap answers another question", continuous)}
+SHOWN: dict[str, tuple[str, Callable[[], str]]] = {
+    "conductance": ("Layer conductance", conductance),
+    "behaviour": ("Models left in training mode, inputs left unused", behaviour),
+    "shap": ("Where shap answers another question", continuous),
+}
 
 
 def main(names: list[str]) -> int:
     """Print the tables that are asked for; the number of rows that miss their bound."""
     missed, began = 0, time.perf_counter()
-    for name in names or ["published", "captum", "conductance", "shap"]:
+    for name in names or ["published", "captum", "conductance", "behaviour", "shap"]:
         if name in COMPARED:
             title, rows = COMPARED[name][0], COMPARED[name][1]()
             missed += sum(not row.holds for row in rows)
