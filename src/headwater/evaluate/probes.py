@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from headwater.errors import InputError, NotFinite
 from headwater.features import baselines, kernels, tables
+from headwater.features.asked import FIXED
 from headwater.features.calls import Call, quiet
 from headwater.features.explain import explain
-from headwater.features.network import FIXED
 from headwater.features.question import Question
 from headwater.features.targets import Target, target_of
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.features import network
+from headwater.features.asked import FIXED
 from headwater.features.calls import Call, parameters
 from headwater.features.explain import explain
-from headwater.features.network import FIXED
 from headwater.features.question import Question
 from headwater.features.targets import Target, target_of
 from headwater.result import FeatureScores

@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from headwater.errors import InputError, NotFinite
 from headwater.features import network
+from headwater.features.asked import Asked
 from headwater.features.calls import Call, quiet
 from headwater.features.differenced import Differenced
 from headwater.features.integrate import Line, check_finite, fixed
-from headwater.features.network import Asked, Site
 from headwater.features.quadrature import LogRule, Rule, gauss_legendre, gauss_log
 from headwater.features.question import Question
+from headwater.features.sites import Site
 from headwater.features.softening import Softening
 from headwater.result import FeatureScores
 from headwater.result.arrays import flattened
