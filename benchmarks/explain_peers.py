@@ -2,6 +2,7 @@
 
     python benchmarks/explain_peers.py                     every table: about a minute on one thread
     python benchmarks/explain_peers.py captum shap         some of: published, captum, conductance, behaviour, shap
+    python benchmarks/explain_peers.py --write             put what is printed at the end of docs/coming-from-captum-and-shap.md too
 
 Needs captum 0.9.0 and shap 0.51.0 (`make bench` has an environment for peers; `published` needs neither). The figures of captum and shap
 are the largest difference of any attribution, as a share of the largest attribution; those of `published` are in units of the output.
@@ -18,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -442,21 +444,32 @@ SHOWN: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
-def main(names: list[str]) -> int:
-    """Print the tables that are asked for; the number of rows that miss their bound."""
-    missed, began = 0, time.perf_counter()
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "coming-from-captum-and-shap.md"
+MARK = "<!-- figures: python benchmarks/explain_peers.py --write -->"
+
+
+def main(names: list[str], write: bool = False) -> int:
+    """Print the tables that are asked for, and put them at the end of the page where ``write``; the number of rows that miss their bound."""
+    missed, began, told = 0, time.perf_counter(), []
     for name in names or ["published", "captum", "conductance", "behaviour", "shap"]:
+        found = []
         if name in COMPARED:
             title, rows = COMPARED[name][0], COMPARED[name][1]()
             missed += sum(not row.holds for row in rows)
-            print(f"### {title}\n\n{table(['what', 'found', 'bound', 'holds'], [row.cells() for row in rows])}\n", flush=True)
+            found.append(f"### {title}\n\n{table(['what', 'found', 'bound', 'holds'], [row.cells() for row in rows])}\n")
         if name in SHOWN:
-            print(f"### {SHOWN[name][0]}\n\n{SHOWN[name][1]()}\n", flush=True)
-    print(f"{missed} rows miss their bound. {machine()}, shap {installed('shap')}; {time.perf_counter() - began:.0f} s.")
+            found.append(f"### {SHOWN[name][0]}\n\n{SHOWN[name][1]()}\n")
+        print("\n".join(found), flush=True)
+        told += found
+    told.append(f"{missed} rows miss their bound. {machine()}, shap {installed('shap')}; {time.perf_counter() - began:.0f} s.\n")
+    print(told[-1])
+    if write:
+        before = PAGE.read_text().split(MARK)[0]
+        PAGE.write_text(f"{before}{MARK}\n\n" + "\n".join(told))
     return missed
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the peers
     torch.set_num_threads(1)
-    sys.exit(min(1, main(sys.argv[1:])))
+    sys.exit(min(1, main([a for a in sys.argv[1:] if a != "--write"], "--write" in sys.argv)))
