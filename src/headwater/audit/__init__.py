@@ -2,10 +2,36 @@
 
 Of tables: ``select`` (which columns are worth keeping?), ``gap``, ``equal_treatment`` and ``disparity`` (which columns carry the difference
 between groups?), ``reasons`` (why was this alert raised?).
+Of images and series: ``adversarial`` (does an input look attacked?), ``hotspots`` and ``shortcuts`` (does a class hang on a part?), ``clusters``
+(which kinds of mistakes are there?), ``drift`` (does the model use its inputs as it did?).
 """
 
+from headwater.audit import adversarial
+from headwater.audit.clusters import Clusters, clusters
+from headwater.audit.drift import Drift, drift
 from headwater.audit.fairness import Disparity, EqualTreatment, Gap, disparity, equal_treatment, gap
 from headwater.audit.reasons import Reasons, reasons
 from headwater.audit.selection import Selection, select
+from headwater.audit.shortcuts import Hotspots, Shortcut, hotspots, shortcuts
 
-__all__ = ["Disparity", "EqualTreatment", "Gap", "Reasons", "Selection", "disparity", "equal_treatment", "gap", "reasons", "select"]
+__all__ = [
+    "Clusters",
+    "Disparity",
+    "Drift",
+    "EqualTreatment",
+    "Gap",
+    "Hotspots",
+    "Reasons",
+    "Selection",
+    "Shortcut",
+    "adversarial",
+    "clusters",
+    "disparity",
+    "drift",
+    "equal_treatment",
+    "gap",
+    "hotspots",
+    "reasons",
+    "select",
+    "shortcuts",
+]
