@@ -32,7 +32,7 @@ def headwater(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Which training examples is a prediction owed to, and how far can the answer be trusted?"""
+    """Which parts of the input carried a prediction, which training examples is it owed to, and how far can the answers be trusted?"""
     screen.debugging = debug
     if version:
         typer.echo(f"headwater {screen.version()}")
@@ -103,6 +103,86 @@ def trace(
     from headwater.cli.commands import trace_run
 
     trace_run(run, experiment, name, method, segments, damping, queries, top, out, html)
+
+
+@app.command()
+@screen.answering("nothing was written; start it again")
+def explain(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The directory that `headwater record` wrote.", show_default=False)] = None,
+    experiment: Found = None,
+    name: Name = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of a run: XGBoost .json or .ubj, LightGBM .txt, CatBoost .cbm, or a FILE.py with functions model() and inputs().",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="TABLE", help="With --model: the inputs, .csv, .tsv, .parquet, .npy or .npz.", show_default=False)] = None,
+    background: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="With --model: what mean, data and row of --baseline are taken from; default: the data.", show_default=False)
+    ] = None,
+    queries: Annotated[str, typer.Option(help="Examples of the test set, or rows of the data: 0,3,5-9 or all; of a run also wrong and worst, as for trace.")] = "0-9",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What is explained: an output or class (3), predicted, label, one less another (3-5, predicted-label), measure or loss of the task. "
+            "Default: predicted for classes.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Compared with: zeros, a number, mean, data:N (N examples), row:K, nearest (of another class), blur:SIGMA, uniform:N, token:ID, or a "
+            "file with a row. Commas between: their average. Default: zeros for networks, data:32 for other models.",
+            show_default=False,
+        ),
+    ] = None,
+    path: Annotated[str, typer.Option(help="From the baseline to the input: straight, blur:SIGMA or guided:STEPS.")] = "straight",
+    tolerance: Annotated[
+        float | None, typer.Option(help="Networks: the error allowed, relative to the change of the output (0.01); trees are exact.", show_default=False)
+    ] = None,
+    points: Annotated[int | None, typer.Option(min=1, help="Networks: a fixed number of points on the path, in place of a tolerance.", show_default=False)] = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Networks: explain by the outputs of this module.", show_default=False)] = None,
+    show: Annotated[str | None, typer.Option(help="Drawn as: image, text, series, waterfall, beeswarm or bars; default: what the input is.", show_default=False)] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many parts to name in a table.")] = 10,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Save the values; hw.load and headwater report read them.", show_default=False)] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Also write a table: a row for each example and part.", show_default=False)] = None,
+    html: Html = None,
+) -> None:
+    """Which parts of the input carried these predictions?
+
+    Examples:
+
+    headwater explain runs/mnist --queries wrong --target predicted-label --baseline mean --html why.html
+
+    headwater explain --model trees.json --data patients.csv --queries 0-99
+
+    A positive value says that the part raised the output above that of the baseline. The values of an example sum to the change of its
+    output, but for the residual that is printed with it. Next: headwater trace RUN, which says which training examples it is owed to.
+    """
+    from headwater.cli.explaining import explain as answer
+
+    answer(run, experiment, name, model, data, background, queries, target, baseline, path, tolerance, points, layer, show, top, out, csv, html)
+
+
+@app.command()
+@screen.answering("start it again")
+def report(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES.safetensors", help="What trace or explain saved with --out, or scores.save(path).", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="How many to name.")] = 10,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE.csv", help="Also write a table.", show_default=False)] = None,
+    html: Html = None,
+) -> None:
+    """Show scores that were saved.
+
+    Example: headwater report why.safetensors --html why.html
+    """
+    from headwater.cli.explaining import show
+
+    show(scores, html, csv, top)
 
 
 @app.command()
