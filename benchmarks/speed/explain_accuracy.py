@@ -17,7 +17,7 @@ STEPS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 
 
 def measure(place: Path, tiny: bool, repeats: int) -> str:
     names = pictures.NETWORKS[:1] if tiny else pictures.NETWORKS
-    count, reference = (8, 64) if tiny else (200, 4096)
+    count, reference = (8, 64) if tiny else (100, 4096)
     pictures.make(place, names, epochs=1 if tiny else 4)
     _, (images, labels) = pictures.digits()
     kept, fixed = [], []

@@ -123,6 +123,30 @@ def test_a_batch_is_its_examples_one_by_one_however_it_is_cut(how, make):
 # ---- how far it is off ------------------------------------------------------------------------------------------------------------
 
 
+MANY = torch.randn(120, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("points", [8, 16, 32])
+def test_the_estimated_error_of_a_fixed_rule_is_near_the_true_one_where_there_are_kinks(points):
+    model = kinked()
+    truth = np.stack([exact_relu(model, x, B, 1).detach().numpy() for x in MANY])
+    e = explain(model, MANY, 1, baseline=B, rule=hw.quadrature.gauss_legendre(points))
+    ratio = e.error / (np.linalg.norm(e.values - truth, axis=1) / np.linalg.norm(truth, axis=1))
+    assert 0.5 < np.median(ratio) < 6 and np.percentile(ratio, 5) > 0.7
+    assert np.median(e.error) > 2 * np.median(e.relative_residual)  # which is smaller than the error: it cancels
+
+
+@pytest.mark.parametrize("points", [4, 6, 8])
+def test_the_estimated_error_of_a_fixed_rule_falls_as_fast_as_the_true_one_where_the_model_is_smooth(points):
+    model = smooth()
+    truth = explain(model, MANY, 1, baseline=B, rule=hw.quadrature.gauss_legendre(64)).values
+    e = explain(model, MANY, 1, baseline=B, rule=hw.quadrature.gauss_legendre(points))
+    ratio = e.error / (np.linalg.norm(e.values - truth, axis=1) / np.linalg.norm(truth, axis=1))
+    assert np.percentile(ratio, 10) > 0.5 and np.median(ratio) < 1e3
+    assert np.median(e.error) < {4: 1e-3, 6: 1e-6, 8: 1e-8}[points]
+    assert explain(model, X, 1, baseline=B, rule=hw.quadrature.midpoint(32)).error is None  # a rule that gives no means to tell
+
+
 def test_kinks_are_followed_until_the_tolerance_is_met():
     model = kinked()
     truth = np.stack([exact_relu(model, x, B, 1).detach().numpy() for x in X])

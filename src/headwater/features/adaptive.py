@@ -166,9 +166,8 @@ class Work:
         left = []
         for k, i in enumerate(ids):
             scale = self.seen[i].scale
-            off = error[k] * abs(self.end[i] - self.start[i])
             self.gain[i], self.unseen[i] = self.unseen[i] / max(error[k], 1e-300), error[k]
-            if max(residual[k], off) <= self.tolerance * scale:
+            if error[k] <= self.tolerance and residual[k] <= self.tolerance * scale:
                 self._arrive(i, values[k], error[k], met=True)
             elif not self._enough(i):
                 left.append(i)

@@ -178,17 +178,17 @@ def unseen(rule: Rule, start: Tensor, end: Tensor, values: Tensor, slopes: Tenso
     """(S,) Estimated relative error of the attributions, from what the rule does not see of f along the line; NaN for rules that are not Gaussian.
 
     The polynomial through the slopes ``slopes`` (n, S) predicts how f changes from each node to the next; ``values`` (n, S) and the ends tell
-    how it does. u is the root of the summed squares of the differences over ``|f(x) - f(b)|``: unlike the completeness residual it cannot
-    cancel. A piecewise linear f leaves differences of random sign, and the error is a small multiple of u. A smooth f leaves the shape
+    how it does. u is the root of the summed squares of the differences, over the whole way that f goes up and down: unlike the residual it
+    cannot cancel. A piecewise linear f leaves differences of random sign, and the error is a small multiple of u. A smooth f leaves the shape
     of the nodal polynomial, and Gauss's rule converges twice as fast as the interpolation: its error is a multiple of u squared. Which of
     the two holds is read from the shape and the residual. ``benchmarks/explain_accuracy.py`` measures the estimate against the truth.
     """
     if rule.degree < len(rule):
         return torch.full_like(start, torch.nan)
-    change = (end - start).abs().clamp_min(torch.finfo(torch.float64).tiny)
-    gaps = torch.from_numpy(rule.gaps).to(slopes) @ slopes - torch.cat([start[None], values, end[None]]).diff(dim=0)
-    size = gaps.square().sum(0).sqrt()
-    u, residual = size / change, gaps.sum(0).abs() / change
+    steps = torch.cat([start[None], values, end[None]]).diff(dim=0)
+    gaps = torch.from_numpy(rule.gaps).to(slopes) @ slopes - steps
+    way, size = steps.abs().sum(0).clamp_min(torch.finfo(torch.float64).tiny), gaps.square().sum(0).sqrt()
+    u, residual = size / way, gaps.sum(0).abs() / way
     shape = torch.from_numpy(rule.shape).to(slopes)
     smooth = ((shape @ gaps).abs() >= ALIGNED * size) & (residual <= SMOOTH * u**2)
     return torch.where(smooth, torch.minimum(SMOOTH * u, torch.full_like(u, SAFETY)) * u, SAFETY * u)
