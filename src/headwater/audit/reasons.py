@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from headwater import report
 from headwater.audit.rows import column, columns_of, names_of, numeric, rows_of, table_of
@@ -28,7 +29,8 @@ from headwater.result.views import views
 if TYPE_CHECKING:
     import pandas
 
-OTHERS = "(others)"
+POOL = 4096
+"""Legitimate rows whose outputs are looked at to meet a threshold, at most."""
 
 
 class Reason(NamedTuple):
@@ -170,8 +172,159 @@ def reasons(
             (then stability is not tried, and ``legitimate`` is used for words alone).
         alerts: (n, p), the rows that were flagged.
         legitimate: (m, p), rows that are known to be legitimate. ``count`` of them are drawn as baselines.
-        threshold: the output at which an alert is raised: the drawn rows are weighted so that their mean output is this (:class:`hw.baselines.calibrated`), and
-            the reasons account for the excess above it. It must lie between their outputs. Default: their plain mean.
+        threshold: the output at which an alert is raised: rows near it are drawn, and weighted so that their mean output is this
+            (:class:`hw.baselines.calibrated`): the reasons account for the excess above it, and say what sets the alert apart from legitimate rows that were
+            almost flagged. Some legitimate row's output must be above it. Default: the plain mean of rows drawn at random.
+        groups: columns that are one thing (one-hot columns, a panel of measurements): a name for each column, or a dict from a name to columns.
+        noise: stability: numbers are multiplied by 1 ± up to this, ``draws`` times; whole-number columns are rounded again. 0 leaves it out.
+        settings: further arguments of ``explain``: target, tolerance, ...
+
+    Raises InputError for what does not fit, before any work.
+
+    >>> e = FeatureScores(np.array([[2.0, -1.0, 1.0]]), np.zeros(1), np.zeros(1, int), np.array([2.0]), np.zeros(1), "", "log-odds", "legitimate rows")
+    >>> found = reasons(e, k=2, feature_names=["amount", "age", "hour"])
+    >>> [reason.name for reason in found.alerts[0]]
+    ['amount', 'hour']
+    """
+    if k < 1 or count < 1 or draws < 1 or not 0 <= noise < 1:
+        raise InputError(f"k={k}, count={count}, draws={draws}, noise={noise}", "at least one of each, and noise below 1", "k=3, count=32, noise=0.01")
+    if isinstance(model, FeatureScores):
+        if settings or threshold is not None:
+            raise InputError("scores, and arguments of explain", "one of the two", "reasons(scores, k=3), or reasons(model, alerts, legitimate)")
+        scores, again, notes = model, None, []
+        alerts = alerts if alerts is not None or not isinstance(scores.inputs, np.ndarray) else scores.inputs
+    else:
+        alerts, legitimate = _both(alerts, legitimate)
+        asked = _asked(model, legitimate, threshold, count, seed, {"feature_names": feature_names, **settings})
+        scores, again = asked(alerts), asked if noise else None
+        notes = [] if threshold is None else [f"The legitimate rows are weighted so that their mean output is the threshold, {threshold:g}."]
+    columns = _columns(scores, alerts, feature_names)
+    folded = scores if groups is None else scores.group(groups)
+    names = tuple(alert_names) if alert_names is not None else scores.example_names or tuple(f"alert {i}" for i in range(scores.n))
+    if len(names) != scores.n:
+        raise InputError(f"{len(names)} alert_names for {scores.n} alerts", "one each", "name every alert, or none")
+    parts = list(columns) if groups is None else views(folded)[0].parts()
+    words = _Words(alerts, legitimate, columns, _members(groups, columns, parts))
+    stability = first = None
+    if again is not None:
+        kept = _kept(np.asarray(folded.values), alerts, again, groups, k, noise, draws, seed)
+        stability, first = mean_of(kept[0]), mean_of(kept[1])
+    folded = folded if folded.feature_names is not None else _named(folded, parts)
+    told = tuple(_told(folded, i, parts, words, k) for i in range(scores.n))
+    return Reasons(told, folded, tuple(map(str, names)), k, stability, first, noise, (*notes, *scores.notes))
+
+
+# ---- the explanation ------------------------------------------------------------------------------------------------------------
+
+
+def _both(alerts: Any, legitimate: Any) -> tuple[Any, Any]:
+    if alerts is None or legitimate is None:
+        raise InputError("a model without alerts or without legitimate rows", "both", "reasons(model, alerts, legitimate)")
+    alerts, legitimate = table_of(alerts, "alerts"), table_of(legitimate, "legitimate")
+    if alerts.shape[1] != legitimate.shape[1]:
+        raise InputError(f"{alerts.shape[1]} columns of alerts and {legitimate.shape[1]} of legitimate rows", "the same columns", "cut both from one table")
+    return alerts, legitimate
+
+
+def _asked(model: Any, legitimate: Any, threshold: float | None, count: int, seed: int, settings: dict[str, Any]) -> Callable[[Any], FeatureScores]:
+    """Explain rows against some of the legitimate ones, weighted to the threshold where there is one."""
+    settings = {"progress": False, "seed": seed, **{name: value for name, value in settings.items() if value is not None}}
+    order = np.random.default_rng(seed).permutation(legitimate.shape[0])
+    if threshold is None:
+        drawn = rows_of(legitimate, np.sort(order[:count]))
+        baseline: Any = baselines.dataset(drawn, drawn.shape[0])
+    else:
+        pool = rows_of(legitimate, np.sort(order[:POOL]))
+        outputs = explain(model, pool, baseline=rows_of(pool, np.arange(1)), **settings).output
+        near = _near(outputs, float(threshold), count, seed)
+        baseline = baselines.calibrated(rows_of(pool, near), outputs[near], float(threshold))
+    return lambda X: explain(model, X, baseline=baseline, **settings)
+
+
+def _near(outputs: np.ndarray, threshold: float, count: int, seed: int) -> np.ndarray:
+    """Places of about ``count`` rows, drawn with the weights that give a mean output at the threshold, and both extremes, so that it stays within reach.
+
+    Raises InputError where no row's output is above the threshold.
+    """
+    ends = {int(outputs.argmin()), int(outputs.argmax())}
+    if not outputs.min() < threshold < outputs.max():
+        given = f"threshold={threshold:g} and {len(outputs):,} legitimate rows with outputs from {outputs.min():g} to {outputs.max():g}"
+        raise InputError(given, "a threshold between them", "leave threshold out: the reasons then account for all that is above the legitimate mean")
+    every = baselines.calibrated(np.arange(len(outputs), dtype=float)[:, None], outputs, threshold)
+    weights = every.references((torch.zeros(1, 1, dtype=torch.float64),), seed).weights.numpy()
+    drawn = np.random.default_rng([seed, 1]).choice(len(outputs), min(count, int((weights > 0).sum())), replace=False, p=weights)
+    return np.array(sorted(ends | set(drawn.tolist())))
+
+
+def _columns(self) -> list[str]:
+        return views(self.scores)[0].parts()
+
+    def __repr__(self) -> str:
+        common = "; ".join(f"{' and '.join(key) or 'nothing'}: {len(ids):,}" for key, ids in list(self.queue().items())[:4])
+        steady = "" if self.stability is None else f"; {self.stability} of the top {self.k} stay under ±{percent(self.noise)} noise"
+        return f"Reasons({len(self):,} alerts by first reason: {common}{steady}; {self.scores.target} against {self.scores.baseline})"
+
+    @property
+    def table(self) -> report.Table:
+        """Alerts by first reason: how many, and their mean output."""
+        rows = [(" and ".join(key) or "nothing raised it", f"{len(ids):,}", number(float(self.scores.output[list(ids)].mean()))) for key, ids in self.queue().items()]
+        return report.Table(("first reason", "alerts", "mean output"), tuple(rows))
+
+    def sections(self, alerts: int = 8) -> tuple[report.Section, ...]:
+        """For a page: the queue, then the first few alerts."""
+        steady = (
+            []
+            if self.stability is None
+            else [f"Under ±{percent(self.noise)} noise {self.stability} of the top {self.k} reasons stay, and {self.first} of the first ones."]
+        )
+        some = [report.Prose(self.sentences(i).replace("\n", "\n\n")) for i in range(min(alerts, len(self)))]
+        return (
+            report.Section("Alerts by their first reason", "\n\n".join([READING, *steady, *self.notes]), (self.table,)),
+            report.Section("Alert by alert", f"The first {len(some)} of {len(self):,}.", tuple(some)),
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row for each alert and reason. Needs pandas."""
+        rows = [(name, place, *reason) for name, alert in zip(self.names, self.alerts, strict=True) for place, reason in enumerate(alert, start=1)]
+        return pandas_library().DataFrame(rows, columns=["alert", "place", "reason", "push", "share", "stderr", "value", "typical"])
+
+    def to_html(self, path: str | Path, alerts: int = 8) -> Path:
+        """Write one self-contained page. Raises InputError, StorageError."""
+        return report.write(report.Page("Why these alerts?", f"{len(self):,} alerts: {self.scores.target} against {self.scores.baseline}", self.sections(alerts)), path)
+
+
+READING = (
+    "A reason is a part of the input that raised the output above what it is for legitimate rows. It says what the model went by, not what the sender or the "
+    "customer did, and another choice of legitimate rows gives other reasons: keep that choice, and its version, with the alert."
+)
+
+
+def reasons(
+    model: Any,
+    alerts: Any = None,
+    legitimate: Any = None,
+    *,
+    k: int = 3,
+    threshold: float | None = None,
+    count: int = 32,
+    groups: Any = None,
+    noise: float = 0.01,
+    draws: int = 5,
+    feature_names: Sequence[str] | None = None,
+    alert_names: Sequence[str] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Reasons:
+    """For each alert the k parts of its input that raised the output most, against a legitimate population.
+
+    Args:
+        model: whatever ``hw.explain`` takes; explain log-odds or a margin, not a probability, where the class is rare. Or FeatureScores of the alerts
+            (then stability is not tried, and ``legitimate`` is used for words alone).
+        alerts: (n, p), the rows that were flagged.
+        legitimate: (m, p), rows that are known to be legitimate. ``count`` of them are drawn as baselines.
+        threshold: the output at which an alert is raised: rows near it are drawn, and weighted so that their mean output is this
+            (:class:`hw.baselines.calibrated`): the reasons account for the excess above it, and say what sets the alert apart from legitimate rows that were
+            almost flagged. Some legitimate row's output must be above it. Default: the plain mean of rows drawn at random.
         groups: columns that are one thing (one-hot columns, a panel of measurements): a name for each column, or a dict from a name to columns.
         noise: stability: numbers are multiplied by 1 ± up to this, ``draws`` times; whole-number columns are rounded again. 0 leaves it out.
         settings: further arguments of ``explain``: target, tolerance, ...

@@ -58,8 +58,8 @@ def column(X: Any, j: int) -> np.ndarray:
 
 
 def names_of(X: Any, given: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Those given, a frame's own, or ``column 0``, ... Raises InputError for another count of them."""
-    found = tables.column_names(X, given) or tuple(f"column {j}" for j in range(X.shape[1]))
+    """Those given, a frame's own, or ``feature 0``, ... Raises InputError for another count of them."""
+    found = tables.column_names(X, given) or tuple(f"feature {j}" for j in range(X.shape[1]))
     if len(found) != X.shape[1]:
         raise InputError(f"{len(found)} feature_names for {X.shape[1]} columns", "one each", "name every column, or none")
     return found

@@ -54,9 +54,9 @@ class Fold:
 # ---- rankings: from a fold to the importance of each group -----------------------------------------------------------------------
 
 
-def by_chance(fold: Fold) -> np.ndarray:
-    """Random numbers: what any ranking must beat."""
-    return np.random.default_rng(fold.seed).random(len(fold.groups))
+def by_chance(fold: Fold, draws: int = 4) -> np.ndarray:
+    """Random numbers, (draws, groups): what any ranking must beat. One draw alone may be lucky, so the measures of several are averaged."""
+    return np.random.default_rng(fold.seed).random((draws, len(fold.groups)))
 
 
 def by_permutation(fold: Fold, repeats: int = 5) -> np.ndarray:
@@ -257,8 +257,8 @@ def select(
         X: (n, p). y: (n,): floats are a regression, anything else classes.
         explain: ``(model, X) -> scores`` (n, columns), FeatureScores or an array. Default: ``hw.explain`` against 16 training rows, of the predicted
             class where there are more than two.
-        against: other rankings by name, each from a :class:`Fold` to the importance of each group, or None where it does not apply. Default:
-            permutation, mutual information, the model's own gain, and random.
+        against: other rankings by name, each from a :class:`Fold` to the importance of each group, or None where it does not apply; or to several
+            rows of them, whose measures are averaged. Default: permutation, mutual information, the model's own gain, and random.
         sizes: how many columns to keep; default 1, 2, 4, ... and all of them.
         measure: ``(model, X, y) -> float``, larger is better; default: accuracy, or R² for a regression. ``selection.auc`` is another.
         folds: how many, or your own pairs (training rows, test rows): by person, by time.
@@ -293,14 +293,14 @@ def select(
                     missing.add(name)
                     bar.update(len(wanted))
                     continue
-                order = np.argsort(-importance, kind="stable")
-                orders[name].append(order)
+                ranked = np.argsort(-importance, axis=1, kind="stable")
+                orders[name].append(ranked[0])
                 values[name].append([])
                 for k in wanted.tolist():
-                    chosen = tuple(sorted(stands[g] for g in order[:k]))
-                    if chosen not in kept:
-                        kept[chosen] = work.measured(chosen, train, test, number)
-                    values[name][-1].append(kept[chosen])
+                    chosen = [tuple(sorted(stands[g] for g in order[:k])) for order in ranked]
+                    for columns in set(chosen) - set(kept):
+                        kept[columns] = work.measured(columns, train, test, number)
+                    values[name][-1].append(float(np.mean([kept[columns] for columns in chosen])))
                     bar.update()
     for name in missing:
         values.pop(name), orders.pop(name)
@@ -366,13 +366,14 @@ class _Work:
         return Fold(self.fit(*pairs[0], number), pairs[0], pairs[1], groups, self.measure, number), stands
 
     def importance(self, name: str, fold: Fold) -> np.ndarray | None:
-        """(groups,) of one ranking, checked."""
+        """(draws, groups) of one ranking, checked."""
         found = self.attribution(fold) if name == ATTRIBUTION else self.rankings[name](fold)
         if found is None:
             return None
-        found = np.asarray(found, dtype=float)
-        if found.shape != (len(fold.groups),):
-            raise InputError(f"{name}: importance of shape {found.shape}", f"one number for each of the {len(fold.groups)} of fold.groups", "see audit.selection.Fold")
+        found = np.atleast_2d(np.asarray(found, dtype=float))
+        if found.ndim != 2 or not len(found) or found.shape[1] != len(fold.groups):
+            expected = f"one number for each of the {len(fold.groups)} of fold.groups, or rows of them"
+            raise InputError(f"{name}: importance of shape {found.shape}", expected, "see audit.selection.Fold")
         if not np.isfinite(found).all():
             raise NotFinite(f"{name}: importance that is not finite", "numbers", "look at the model of that fold")
         return found
