@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -54,14 +56,14 @@ def exact_relu(net: nn.Sequential, x: Tensor, b: Tensor, output: int) -> Tensor:
     layers = [m for m in net if isinstance(m, nn.Linear)]
     for depth in range(1, len(layers)):  # kinks of one layer after the other: before, everything is linear between the cuts so far
         found = []
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             a, z = (_before(layers, depth, b + t * (x - b)) for t in (low, high))
             for p, q in zip(a.tolist(), z.tolist(), strict=True):
                 if p * q < 0:
                     found.append(low + (high - low) * p / (p - q))
         cuts = sorted({*cuts, *found})
     total = torch.zeros_like(x)
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         at = (b + (low + high) / 2 * (x - b)).requires_grad_()
         (gradient,) = torch.autograd.grad(net(at[None])[0, output], at)
         total += (high - low) * gradient

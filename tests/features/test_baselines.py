@@ -35,7 +35,7 @@ EACH = {
 @pytest.mark.parametrize(("baseline", "count", "each"), EACH.values(), ids=EACH)
 def test_every_baseline_gives_points_like_the_inputs_with_weights_that_sum_to_one(baseline, count, each):
     found = references(baseline, X, seed=3)
-    assert found.points[0].shape == (count, each, 1, 8, 8) and found.points[0].dtype == torch.float64
+    assert tuple(found.points[0].shape) == (count, each, 1, 8, 8) and found.points[0].dtype == torch.float64
     assert abs(float(found.weights.sum()) - 1) < 1e-12 and (found.weights >= 0).all()
     assert found.name and torch.equal(references(baseline, X, seed=3).points[0], found.points[0])
 
@@ -55,8 +55,8 @@ def test_the_nearest_example_is_of_another_class_and_none_is_nearer():
     found = references(baselines.nearest(DATA, LABELS, of=of), X, 0).points[0][0]
     for k in range(5):
         distance = (DATA - X[0][k]).flatten(1).norm(dim=1)
-        row = (DATA == found[k]).flatten(1).all(1).nonzero().item()
-        assert LABELS[row] != of[k] and distance[row] <= distance[LABELS != of[k]].min() + 1e-12
+        row = (found[k] == DATA).flatten(1).all(1).nonzero().item()
+        assert LABELS[row] != of[k] and distance[row] <= distance[of[k] != LABELS].min() + 1e-12
 
 
 def test_calibrated_weights_have_the_mean_that_was_asked_for():

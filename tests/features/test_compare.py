@@ -28,7 +28,11 @@ def near(model, share=1e-3):
     return other
 
 
-@pytest.mark.parametrize("target", [1, Y, hw.targets.log_odds(2), hw.targets.loss(F.cross_entropy, Y), lambda out: out.logsumexp(1)], ids=["index", "one each", "log_odds", "loss", "function"])
+@pytest.mark.parametrize(
+    "target",
+    [1, Y, hw.targets.log_odds(2), hw.targets.loss(F.cross_entropy, Y), lambda out: out.logsumexp(1)],
+    ids=["index", "one each", "log_odds", "loss", "function"],
+)
 def test_the_difference_of_two_models_is_linear(target):
     e = compare_models(net(0), net(1), X, target, progress=False)
     one, two = (hw.explain(net(k), X, target, progress=False) for k in (0, 1))

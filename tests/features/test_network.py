@@ -158,6 +158,12 @@ def test_kinks_are_followed_until_the_tolerance_is_met():
         assert (e.error <= tolerance).all() and np.median(off / e.error) < 1.5
 
 
+def test_a_kink_between_two_nodes_is_found_exactly():
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    e = explain(lambda p: torch.relu(p[:, 0] - 0.37) * 3 + torch.relu(1.1 - p[:, 1]), x, tolerance=1e-2)
+    assert np.abs(e.values - np.array([[3 * 0.63, -1.1]])).max() < 1e-12  # where a node stands for half a gap it is off by about 1e-2
+
+
 def test_the_tangents_need_fewer_points_than_a_fixed_rule():
     model = kinked()
     truth = np.stack([exact_relu(model, x, B, 1).detach().numpy() for x in X])
