@@ -599,7 +599,8 @@ def test_leaving_half_precision_is_told():
 # ---- memory -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_no_more_points_are_ever_at_once_than_a_chunk():
+@pytest.mark.parametrize("chunk", [2, 7])
+def test_no_more_points_are_ever_at_once_than_a_chunk(chunk):
     seen = []
 
     class Watch(nn.Module):
@@ -608,9 +609,9 @@ def test_no_more_points_are_ever_at_once_than_a_chunk():
             return (x**3).sum(1)
 
     for points in (4, 200):
-        explain(Watch(), X, rule=hw.quadrature.gauss_legendre(points), batch_size=7)
-    explain(Watch(), X, tolerance=1e-9, batch_size=7)
-    assert max(seen) <= 7
+        explain(Watch(), X, rule=hw.quadrature.gauss_legendre(points), batch_size=chunk)
+    explain(Watch(), X, tolerance=1e-9, batch_size=chunk)
+    assert max(seen) <= chunk
 
 
 def test_memory_that_does_not_suffice_halves_the_chunk():

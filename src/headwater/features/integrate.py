@@ -147,7 +147,7 @@ def fixed(line: Line, rule: Rule) -> Integral:
     totals = tuple(torch.zeros(d.shape, dtype=_wide(d), device=d.device) for d in line.d)
     values, slopes = (torch.zeros(len(rule), size, dtype=torch.float64, device=device) for _ in range(2))
     t, weights = torch.from_numpy(rule.nodes).to(device), torch.from_numpy(rule.weights).to(device)
-    at_once = min(len(rule), max(TOGETHER, line.chunk // size))
+    at_once = min(len(rule), line.chunk, max(TOGETHER, line.chunk // size))
     block = max(1, line.chunk // at_once)
     for low in range(0, size, block):
         s = slice(low, min(low + block, size))
