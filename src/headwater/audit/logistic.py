@@ -56,18 +56,3 @@ class Logistic:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(n,) log-odds of the second kind."""
         return np.asarray((x - self.mean) / self.scale @ self.weights + self.bias)
-
-
-def out_of_fold(x: np.ndarray, second: np.ndarray, folds: int = 5, ridge: float = 1.0, seed: int = 0) -> np.ndarray:
-    """(n,) the score of each row by a model that was fitted without its fold; folds hold both kinds alike."""
-    smaller = int(min(second.sum(), (~second).sum()))
-    if not 2 <= folds <= smaller:
-        raise InputError(f"folds={folds} with {smaller} rows of the rarer kind", "2 folds or more, and at least one row of each kind in each", "folds=5 and more rows")
-    rng, fold = np.random.default_rng(seed), np.empty(len(x), dtype=int)
-    for kind in (True, False):
-        rows = rng.permutation(np.flatnonzero(second == kind))
-        fold[rows] = np.arange(len(rows)) % folds
-    scores = np.empty(len(x))
-    for k in range(folds):
-        scores[fold == k] = Logistic.fit(x[fold != k], second[fold != k], ridge)(x[fold == k])
-    return scores

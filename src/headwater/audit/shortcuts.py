@@ -164,7 +164,7 @@ def shortcuts(
     labels: Any,
     *,
     fill: Any = None,
-    least: float = 0.2,
+    least: float = 0.5,
     alpha: float = 0.05,
     draws: int = 4,
     batch_size: int = 256,
@@ -173,8 +173,9 @@ def shortcuts(
     """For each class: does the region of its hotspot decide alone? Strongest first.
 
     Found means that all three hold: the excess is beyond chance (``alpha``); pasting the region into examples of other classes makes at least
-    ``least`` of them (lower end of the interval) take on the class; and more do than under the control (intervals apart). Regions are pasted
-    ``draws`` times from examples drawn at random. An example is not in the data to begin with once something is pasted into it: that is why the
+    ``least`` of them (lower end of the interval) take on the class; and more do than under the control (intervals apart). On handwritten digits a planted
+    patch reaches about 0.6, the middle strokes of an honest 8 about 0.25; a lower ``least`` finds weaker shortcuts and honest classes alike.
+    Regions are pasted ``draws`` times from examples drawn at random. An example is not in the data to begin with once something is pasted into it: that is why the
     control pastes too.
 
     Args:

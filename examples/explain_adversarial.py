@@ -1,0 +1,119 @@
+"""Do explanations tell attacked digits from clean ones? A detector, the attacks it saw and did not see, and one that knows it.
+
+Run it:   python examples/explain_adversarial.py [--quick] [--html PAGE]
+
+The detector learns from clean digits, digits with harmless noise, and FGSM. It is judged on other digits, on PGD (which it has not
+seen), against noise of equal size and against honest errors, beside suspicions that need no explanation. It detects, never robust.
+"""
+
+import argparse
+
+import torch
+from torch import nn
+
+import headwater as hw
+from headwater import report
+from headwater.audit import adversarial
+
+SIZE = 0.1  # of the attacks: how far each pixel may move, of 1
+LAYERS = ("3",)
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, kernel_size=5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, kernel_size=3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 7 * 7, 10),
+    )
+
+
+def fit(model, images, labels, epochs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(labels), generator=order).split(50):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer digits")
+    parser.add_argument("--html", help="write a page here")
+    given = parser.parse_args(argv)
+    shown = 60 if given.quick else 400  # digits to learn from, and as many to judge by
+
+    # 1. A model, and the digits it gets right: an attack on an error is none.
+    torch.manual_seed(0)
+    (images, labels), test = hw.data.split(hw.data.mnist(), train=600 if given.quick else 2000)
+    model = fit(build(), images, labels, epochs=4 if given.quick else 6)
+    with torch.no_grad():
+        right = model(test[0]).argmax(1) == test[1]
+    print(f"accuracy {right.float().mean():.3f} on {len(right)} digits")
+    x, y = (column[right] for column in test)
+    known, judged = (x[:shown], y[:shown]), (x[shown : 2 * shown], y[shown : 2 * shown])
+
+    def look(points):
+        return adversarial.fingerprint(model, points, layers=LAYERS)
+
+    def noisy(points, seed):
+        signs = torch.randint(0, 2, points.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        return (points + SIZE * signs).clamp(0, 1)
+
+    # 2. The detector.
+    fooling = adversarial.fgsm(model, *known, SIZE)
+    judge = adversarial.detector([look(known[0]), look(noisy(known[0], 1))], look(fooling.inputs[fooling.fooled]))
+    alone = adversarial.detector([look(known[0]), look(noisy(known[0], 1))])  # one class: without any attacked example
+    print(judge)
+
+    # 3. What it is worth on digits, attacks and noise that it has not seen.
+    attacks = {"FGSM": adversarial.fgsm(model, *judged, SIZE), "PGD (unseen)": adversarial.pgd(model, *judged, SIZE, seed=2)}
+    attacks["PGD, Euclidean (unseen)"] = adversarial.pgd(model, *judged, 2.0, norm=2, seed=2)
+    for name, attack in attacks.items():
+        print(f"{name}: {attack}")
+    points = {name: attack.inputs[attack.fooled] for name, attack in attacks.items()}
+    controls = {"noise of equal size": noisy(judged[0], 3), "honest errors": test[0][~right]}
+    looks = {name: look(p) for name, p in {"clean": judged[0], **points, **controls}.items()}
+    simple = {name: adversarial.plain(model, p) for name, p in {"clean": judged[0], **points, **controls}.items()}
+
+    def worth(suspicions):
+        rates = (0.02 if given.quick else 0.01, 0.05)
+        return adversarial.detected(suspicions["clean"], {n: suspicions[n] for n in points}, {n: suspicions[n] for n in controls}, rates=rates)
+
+    found = {"explanations, FGSM seen": worth({name: judge(f) for name, f in looks.items()})}
+    found["explanations, one class"] = worth({name: alone(f) for name, f in looks.items()})
+    found |= {f"plain: {kind}": worth({name: s[kind] for name, s in simple.items()}) for kind in ("softmax", "margin", "roughness")}
+    for name, one in found.items():
+        print(f"\n{name}: {one}")
+
+    # 4. Someone who knows the detector.
+    few = slice(0, 20 if given.quick else 100)
+    lowered = adversarial.suspicion(judge, model, judged[0][few], layers=LAYERS, rule=hw.quadrature.gauss_legendre(16))
+    evading = adversarial.evading(model, judged[0][few], judged[1][few], SIZE, lowered, weight=0.5, steps=10 if given.quick else 30)
+    evaded = judge(look(evading.inputs[evading.fooled]))
+    threshold = judge.threshold(0.05)
+    plainly = attacks["PGD (unseen)"]
+    before = judge(look(plainly.inputs[few][plainly.fooled[few]]))
+    print(f"\nPGD on {few.stop} digits: fools {plainly.fooled[few].float().mean():.2f}, flagged {(before > threshold).mean():.2f}")
+    print(f"adaptive PGD on the same: fools {evading.fooled.float().mean():.2f}, flagged {(evaded > threshold).mean():.2f}")
+
+    if given.html:
+        sections = tuple(report.Section(name, parts=(one.table,)) for name, one in found.items())
+        report.write(report.Page("Attacked digits: what explanations give away", sections=sections), given.html)
+        print("The page:", given.html)
+    seen = found["explanations, FGSM seen"]
+    return {
+        "AUC of PGD": seen.auc["PGD (unseen)"].mean,
+        "AUC of PGD against noise": seen.apart["PGD (unseen)"]["noise of equal size"].mean,
+        "AUC of PGD by softmax": found["plain: softmax"].auc["PGD (unseen)"].mean,
+        "flagged of the adaptive attack": float((evaded > threshold).mean()) if len(evaded) else 0.0,
+    }
+
+
+if __name__ == "__main__":
+    main()
