@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Reason(NamedTuple):
     """One reason of one alert.
 
     ``name`` of the column or group; ``push``: its φ, in units of the output; ``share`` of all that pushed up; ``stderr`` over the legitimate rows it was
-    compared with, or None; ``value`` of the alert and what is ``typical`` of the legitimate, in words; ``doubtful``: two standard errors reach 0.
+    compared with, or None; ``value`` of the alert and what is ``typical`` of the legitimate, in words.
     """
 
     name: str
@@ -209,7 +209,7 @@ def reasons(
     if again is not None:
         kept = _kept(np.asarray(folded.values), alerts, again, groups, k, noise, draws, seed)
         stability, first = mean_of(kept[0]), mean_of(kept[1])
-    folded = folded if folded.feature_names is not None else _named(folded, parts)
+    folded = folded if folded.feature_names is not None else replace(folded, feature_names=tuple(parts))
     told = tuple(_told(folded, i, parts, words, k) for i in range(scores.n))
     return Reasons(told, folded, tuple(map(str, names)), k, stability, first, noise, (*notes, *scores.notes))
 
@@ -237,8 +237,10 @@ def _asked(model: Any, legitimate: Any, threshold: float | None, count: int, see
         pool = rows_of(legitimate, np.sort(order[:POOL]))
         outputs = explain(model, pool, baseline=rows_of(pool, np.arange(1)), **settings).output
         near = _near(outputs, float(threshold), count, seed)
-        baseline = baselines.calibrated(rows_of(pool, near), outputs[near], float(threshold))
-    return lambda X: explain(model, X, baseline=baseline, **settings)
+        drawn = rows_of(pool, near)
+        baseline = baselines.calibrated(drawn, outputs[near], float(threshold))
+    named = f"{drawn.shape[0]} legitimate rows" + ("" if threshold is None else f" weighted to the threshold {threshold:g}")
+    return lambda X: replace(explain(model, X, baseline=baseline, **settings), baseline=named)
 
 
 def _near(outputs: np.ndarray, threshold: float, count: int, seed: int) -> np.ndarray:
@@ -262,12 +264,6 @@ def _columns(scores: FeatureScores, alerts: Any, feature_names: Sequence[str] | 
     if alerts is not None and table_of(alerts, "alerts").shape != scores.values.shape:
         raise InputError(f"alerts of shape {tuple(table_of(alerts).shape)} and scores of shape {scores.values.shape}", "the rows that were explained", "pass those rows")
     return names_of(scores.values, feature_names if feature_names is not None else scores.feature_names)
-
-
-def _named(scores: FeatureScores, parts: list[str]) -> FeatureScores:
-    from dataclasses import replace
-
-    return replace(scores, feature_names=tuple(parts))
 
 
 def _kept(values: np.ndarray, alerts: Any, again: Any, groups: Any, k: int, noise: float, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
