@@ -81,18 +81,31 @@ def test_a_residual_is_not_swept_into_a_part():
     np.testing.assert_allclose(part.residual, -0.1, atol=1e-12)
 
 
-def test_the_error_of_the_right_class_is_cut_exactly_too():
-    """``target=y, output="probability"``: one minus it is the expected error; baselines differ with the labels, and that is said."""
+def test_the_gap_of_the_error_is_cut_exactly_and_says_what_the_labels_alone_make():
     X, group = people(200, strength=1.0)
     y = (X[:, 3] + X[:, 0] > 0.5).astype(int)
     model = LogisticRegression().fit(X, y)
-    found = audit.gap(model, X, group, target=y, output="probability", baseline=hw.baselines.dataset(X, 4), tolerance=1e-6, **SMALL)
-    right = model.predict_proba(X)[np.arange(200), y]
+    found = audit.gap(model, X, group, labels=y, baseline=hw.baselines.dataset(X, 4), tolerance=1e-6, **SMALL)
+    error = 1 - model.predict_proba(X)[np.arange(200), y]
     part = found.parts["the baseline"]
-    np.testing.assert_allclose(found.gap.mean, right[group == 0].mean() - right[group == 1].mean(), atol=1e-12)
+    np.testing.assert_allclose(found.gap.mean, error[group == 0].mean() - error[group == 1].mean(), atol=1e-12)
     np.testing.assert_allclose(part.values.sum() + part.before - part.residual, found.gap.mean, atol=1e-12)
     assert part.before != 0
     assert abs(part.residual) < 1e-5
+    assert "error" in found.unit
+
+
+def test_labels_stay_with_their_rows_where_some_are_left_out():
+    X, group = people(90, strength=1.0)
+    y, three = (X[:, 0] > 0).astype(int), np.where(np.arange(90) % 3 == 0, 2, group)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.GELU(), torch.nn.Linear(8, 2)).double()
+    error = 1 - network(torch.as_tensor(X)).softmax(1).detach().numpy()[np.arange(90), y]
+    loss = torch.nn.functional.cross_entropy(network(torch.as_tensor(X)), torch.as_tensor(y), reduction="none").detach().numpy()
+    for truth, asked in ((error, {"labels": y}), (loss, {"target": hw.targets.loss(torch.nn.functional.cross_entropy, torch.as_tensor(y))})):
+        found = audit.gap(network, torch.as_tensor(X), three, pair=(0, 1), given=X[:, 1] > -1, baseline=0.0, **asked, **SMALL)
+        first, second = ((three == k) & (X[:, 1] > -1) for k in (0, 1))
+        np.testing.assert_allclose(found.gap.mean, truth[first].mean() - truth[second].mean(), atol=1e-12)
 
 
 def test_given_compares_only_those_rows():
@@ -251,12 +264,21 @@ def test_networks_are_compared_as_well_and_the_page_is_written(tmp_path):
         ({"given": np.arange(600) == 0}, "at least two"),
         ({"baseline": 0.0}, "one of the two"),
         ({"bootstrap": 0}, "at least one"),
+        ({"labels": np.zeros(600, int)}, "scores, and labels"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, words):
     X, group = people()
     with pytest.raises(InputError, match=words):
         audit.gap(scores_of(X), **{"group": group, **change})
+
+
+def test_errors_are_of_classes_and_of_no_other_target():
+    X, group = people()
+    model = LogisticRegression().fit(X, group)
+    for asked, words in (({"labels": X[:, 0]}, "floats"), ({"labels": group, "target": 1}, "one of the two")):
+        with pytest.raises(InputError, match=words):
+            audit.gap(model, X, group, **asked)
 
 
 def test_explanations_of_different_outputs_are_not_laid_side_by_side():

@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from scipy.sparse import csr_array, csr_matrix
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
@@ -151,6 +152,18 @@ def test_frames_stay_frames_and_text_columns_can_be_chosen():
     assert found.top(1) == found.top(1, "permutation") == found.top(1, "mutual information") == ("colour",)
     assert found.at(1).mean == 1.0
     assert found.measure == "area under the ROC curve"
+
+
+@pytest.mark.parametrize("form", [csr_matrix, csr_array, torch.as_tensor, np.ndarray.tolist], ids=["matrix", "sparse array", "tensor", "lists"])
+def test_the_form_of_the_table_changes_nothing(form):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 6)) * (rng.random((120, 6)) < 0.5)
+    y = (X[:, 2] > 0).astype(int)
+    settings = {"folds": 2, "sizes": [1, 2], "twins": 0.9, "against": {"permutation": selection.by_permutation, "information": selection.by_information}}
+    plain, other = (audit.select(logistic, rows, y, **settings, **QUIET) for rows in (X, form(X)))
+    for name, values in plain.values.items():
+        np.testing.assert_allclose(other.values[name], values)
+        np.testing.assert_array_equal(other.orders[name], plain.orders[name])
 
 
 def test_networks_of_several_classes_are_explained_for_the_class_they_predict():

@@ -10,11 +10,12 @@ baselines stand side by side (Evidence for such dependence: arXiv 2505.00802).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 
 from headwater import report
 from headwater.audit.intervals import chance_of, holm
@@ -22,7 +23,7 @@ from headwater.audit.rows import labels_of, rows_of, table_of
 from headwater.errors import InputError, MissingExtra
 from headwater.evaluate.means import Mean
 from headwater.evaluate.mislabels import auroc
-from headwater.features import baselines, tables
+from headwater.features import baselines, tables, targets
 from headwater.features.explain import explain
 from headwater.report.numbers import number, signed
 from headwater.result import FeatureScores
@@ -167,6 +168,7 @@ def gap(
     *,
     pair: tuple[Any, Any] | None = None,
     baseline: Any = None,
+    labels: Any = None,
     given: Any = None,
     groups: Any = None,
     bootstrap: int = 1000,
@@ -189,8 +191,12 @@ def gap(
         given: (n,) booleans: compare only these rows. ``given=y == 1`` is the gap among those whose true answer is 1, as equal opportunity asks
             (Hardt et al. 2016, arXiv 1610.02413).
         groups: fold columns together first, as :meth:`FeatureScores.group` does.
-        settings: further arguments of ``explain``. For a gap in the error: ``target=y, output="probability"`` explains the probability of the right
-            answer, one minus the expected error, exactly for trees; and any loss is a function to explain.
+        labels: (n,) true classes: the gap is then one of the *error*, one minus the probability of the right answer. Exact for trees, but slow there
+            (a link stands behind them): some hundred rows, few baselines. Baselines have an error for each label, so that groups with other shares
+            of the classes differ "at the baselines" already.
+        settings: further arguments of ``explain``. Any other loss is a target (``hw.targets.loss`` of a network) or a function to explain.
+
+    All rows of X are explained, whichever are compared.
 
     Raises InputError for groups of fewer than two rows.
 
@@ -209,9 +215,13 @@ def gap(
     n = next(iter(model.values())).n if known else len(_rows(X))
     if min(bootstrap, permutations) < 1:
         raise InputError(f"bootstrap={bootstrap}, permutations={permutations}", "at least one of each", "1000 of each")
-    labels, kept, chosen = _compared(group, n, pair, given)
-    first = labels == chosen[0]
-    found = _of_rows(model, kept) if known else _explained(model, X, kept, first, chosen, baseline, settings)
+    theirs, kept, chosen = _compared(group, n, pair, given)
+    first = theirs == chosen[0]
+    if labels is not None and known:
+        raise InputError("scores, and labels", "a model", "gap(model, X, group, labels=y)")
+    asked = settings if labels is None else _error(model, labels, n, settings)
+    found = _of_rows(model, kept) if known else _explained(model, X, kept, first, chosen, baseline, asked)
+    found = found if labels is None else {name: _turned(scores) for name, scores in found.items()}
     found = {str(name): _tabular(scores if groups is None else scores.group(groups)) for name, scores in found.items()}
     _same(found)
     one = next(iter(found.values()))
@@ -425,9 +435,10 @@ def _of_rows(model: Mapping[str, FeatureScores], kept: np.ndarray) -> dict[str, 
 
 
 def _explained(model: Any, X: Any, kept: np.ndarray, first: np.ndarray, pair: tuple[Any, Any], baseline: Any, settings: dict[str, Any]) -> dict[str, FeatureScores]:
+    """All rows of X are explained, whichever are compared, so that a target or a baseline for each row stays with its row."""
     X = table_of(X)
-    rows, n = rows_of(X, kept), X.shape[0]
     if baseline is None:
+        rows = rows_of(X, kept)
         other = rows_of(rows, np.flatnonzero(~first))
         baseline = {
             "all rows": baselines.dataset(rows, min(BASELINES, rows.shape[0])),
@@ -435,12 +446,31 @@ def _explained(model: Any, X: Any, kept: np.ndarray, first: np.ndarray, pair: tu
         }
     several = isinstance(baseline, Mapping) and baseline and not (tables.is_frame(X) and set(baseline) == set(X.columns))
     held = dict(baseline) if several else {"the baseline": baseline}
-    each = {name: value[kept] if _one_each(value, n) else value for name, value in settings.items()}
-    return {str(name): explain(model, rows, baseline=one, progress=False, **each) for name, one in held.items()}
+    return {str(name): explain(model, X, baseline=one, progress=False, **settings).at(kept) for name, one in held.items()}
 
 
-def _one_each(value: Any, n: int) -> bool:
-    return getattr(value, "shape", None) is not None and value.shape == (n,)
+def _error(model: Any, labels: Any, n: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What to ask of ``explain`` for the probability of the right answer."""
+    if {"target", "output"} & set(settings):
+        raise InputError("labels, and a target or an output", "one of the two", "labels= explains the expected error, target= what it names")
+    y = labels_of(labels, n)
+    if y.dtype.kind == "f":
+        raise InputError(
+            "labels that are floats", "classes", "for a regression explain its loss: target=hw.targets.loss(function, y) of a network, or a function of the table"
+        )
+    return settings | ({"target": targets.probability(y)} if isinstance(model, nn.Module) else {"target": y, "output": "probability"})
+
+
+def _turned(scores: FeatureScores) -> FeatureScores:
+    """One minus what was explained."""
+    return replace(
+        scores,
+        values=-values_of(scores),
+        residual=-scores.residual,
+        output=1 - scores.output,
+        baseline_output=1 - scores.baseline_output,
+        target="expected error (one minus the probability of the right answer)",
+    )
 
 
 def _tabular(scores: FeatureScores) -> FeatureScores:
