@@ -287,17 +287,18 @@ def test_xgboost_files_are_explained_with_their_own_columns(wine, tmp_path):
     xgboost = pytest.importorskip("xgboost")
     place, x, y = wine
     model = xgboost.XGBClassifier(n_estimators=4, max_depth=3, n_jobs=1).fit(x, y == 1)
-    right = hw.explain(model, x.iloc[:5], baseline=x.iloc[[60]])
+    right = hw.explain(model, x.iloc[57:62], baseline=x.iloc[[100]])
     for suffix in ("json", "ubj"):
         model.save_model(tmp_path / f"m.{suffix}")
-        words = ("--model", tmp_path / f"m.{suffix}", "--data", place / "wine.csv", "--queries", "0-4", "--baseline", "row:60")
+        words = ("--model", tmp_path / f"m.{suffix}", "--data", place / "wine.csv", "--queries", "57-61", "--baseline", "row:100")
         scores, said = explained(*words, out=tmp_path / "s")
         np.testing.assert_allclose(scores.values, right.values, atol=1e-12)
         assert scores.feature_names == tuple(x.columns) and "Left out, as no feature of the model: vineyard." in said
     drawn, said = explained("--model", tmp_path / "m.json", "--data", place / "wine.csv", "--background", place / "wine.npy", out=tmp_path / "s")
     assert drawn.baseline == "32 examples of the data" and drawn.n == 10
     own, _ = explained(*words, "--target", "predicted", out=tmp_path / "s")
-    signs = np.where(model.predict(x.iloc[:5]) == 1, 1, -1)
+    signs = np.where(model.predict(x.iloc[57:62]) == 1, 1, -1)
+    assert {1, -1} == set(signs)
     np.testing.assert_allclose(own.values, signs[:, None] * right.values, atol=1e-12)
 
 

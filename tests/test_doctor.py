@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from headwater import cli, doctor
 from headwater.capture import RULES, rules
-from headwater.doctor import gradients, regression, resume
+from headwater.doctor import explaining, gradients, regression, resume
 from headwater.doctor.checks import Allowed, Check, Finding, at_least, at_most
 from headwater.training import Run
 
@@ -60,6 +60,18 @@ def test_a_resumed_trace_that_differs_is_found(monkeypatch):
     monkeypatch.setattr(resume, "_trace", lambda run, task: (honest(run, task)[0] + next(calls), task.meter.asked))
     check = Check("resume", resume.difference, at_most(0))
     assert not next(doctor.examine([check])).passed
+
+
+def test_wrong_attributions_are_found(monkeypatch):
+    honest = explaining.explain
+
+    def wrong(*args, **settings):
+        found = honest(*args, **settings)
+        return found if "rule" in settings else replace(found, values=1.002 * found.values)  # the reference stays right
+
+    monkeypatch.setattr(explaining, "explain", wrong)
+    checks = [check for check in doctor.CHECKS if "attributions" in check.name]
+    assert len(checks) >= 3 and not any(finding.passed for finding in doctor.examine(checks))
 
 
 # ---- how it speaks

@@ -218,7 +218,7 @@ def doctor() -> None:
     """Does Headwater compute correctly on this machine? About one minute.
 
     Compares gradients with autograd, curvature with the dense matrix, SOURCE with exact unrolling and with real leave-one-out, and an
-    interrupted computation with an uninterrupted one. Each check prints its measured figure and its tolerance. Exit code 1 if one fails.
+    interrupted computation with an uninterrupted one; attributions with closed forms and Shapley values. Each check prints its measured figure and its tolerance. Exit code 1 if one fails.
     """
     from headwater.doctor import examine, machine
 

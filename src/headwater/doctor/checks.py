@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from headwater.doctor import curvature, gradients, regression, resume
+from headwater.doctor import curvature, explaining, gradients, regression, resume
 from headwater.training import settled
 
 
@@ -81,6 +81,10 @@ CHECKS: tuple[Check, ...] = (
             Check(f"retrained change / SOURCE's prediction, {name} (slope)", case.slope, Allowed(0.9, 1.35)),
         )
     ),
+    Check("attributions of a linear model = weight times distance from the baseline", explaining.linear, EXACT),
+    Check("attributions of a product = half of it for each factor", explaining.product, EXACT),
+    Check(f"attributions of a network, tolerance {explaining.TOLERANCE:g} = {explaining.POINTS:,} points", explaining.tolerance, at_most(explaining.TOLERANCE)),
+    *([Check("attributions of boosted trees on 0 and 1 = Shapley values over all subsets", explaining.trees, EXACT)] if explaining.with_trees() else []),
     Check("scores after an interruption = scores without one (largest difference)", resume.difference, at_most(0)),
 )
 
@@ -101,6 +105,7 @@ def examine(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
 def machine() -> str:
     """Versions, device and threads: what a report of a defect needs to say."""
     others = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "safetensors"))
+    others += "" if explaining.with_trees() else "; scikit-learn or numba is missing: trees are not examined"
     versions = f"headwater {metadata.version('headwater')}, torch {torch.__version__}, {others}"  # torch's own word names the build
     device = f"CUDA {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU only"
     return f"Python {platform.python_version()} on {platform.platform()}; {versions}; {device}; {torch.get_num_threads()} threads"
