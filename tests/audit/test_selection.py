@@ -174,8 +174,8 @@ def test_networks_of_several_classes_are_explained_for_the_class_they_predict():
     def fit(X, y, seed):
         torch.manual_seed(seed)
         model = torch.nn.Sequential(torch.nn.Linear(X.shape[1], 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
-        optimizer = torch.optim.Adam(model.parameters(), 0.05)
-        for _ in range(80):
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        for _ in range(40):
             loss = torch.nn.functional.cross_entropy(model(torch.as_tensor(X)), torch.as_tensor(y))
             optimizer.zero_grad()
             loss.backward()
