@@ -1,13 +1,14 @@
 """Attributions beside captum's and shap's, in one run: equal where the definitions coincide, and by how much they differ where not.
 
     python benchmarks/explain_peers.py                     every table: about a minute on one thread
-    python benchmarks/explain_peers.py captum shap         some of: published, captum, conductance, behaviour, shap
+    python benchmarks/explain_peers.py captum shap         some of: published, captum, language, conductance, behaviour, shap
     python benchmarks/explain_peers.py --write             put what is printed at the end of docs/coming-from-captum-and-shap.md too
 
-Needs captum 0.9.0 and shap 0.51.0 (`make bench` has an environment for peers; `published` needs neither). The figures of captum and shap
-are the largest difference of any attribution, as a share of the largest attribution; those of `published` are in units of the output.
-Where a peer draws at random, it is run 20 times: "standardised" is the root mean square of (mean of its runs - ours) / standard error,
-about 1 where both estimate the same number. Exit status 1 if a row misses its bound.
+Needs captum 0.9.0 and shap 0.51.0 (`make bench` has an environment for peers; `published` needs neither), and transformers for `language`;
+what is not installed is left out, and said. The figures of captum and shap are the largest difference of any attribution, as a share of the
+largest attribution; those of `published` are in units of the output. Where a peer draws at random, it is run 20 times: "standardised" is the
+root mean square of (mean of its runs - ours) / standard error, about 1 where both estimate the same number. Exit status 1 if a row misses
+its bound.
 
 `published` holds the numbers that captum's own tests expect (BSD-3, meta-pytorch/captum, tests/attr) against ours: the models are written
 anew from their definitions, some of them examples of Sundararajan, Taly, Yan 2017 (arXiv 1703.01365).
@@ -15,6 +16,7 @@ anew from their definitions, some of them examples of Sundararajan, Taly, Yan 20
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 import warnings
@@ -239,7 +241,7 @@ def _rules(act: type[nn.Module]) -> list[Row]:
 
 def _questions() -> list[Row]:
     """Baselines, inputs, layers, neurons, tokens: Gauss-Legendre with 50 points on both sides."""
-    from captum.attr import IntegratedGradients, LayerIntegratedGradients, NeuronIntegratedGradients
+    from captum.attr import IntegratedGradients, LayerIntegratedGradients, NeuronConductance, NeuronIntegratedGradients
 
     model, x, labels = network(nn.GELU)
     ig, base, rule = IntegratedGradients(model), x.roll(1, 0), hw.quadrature.gauss_legendre(50)
@@ -248,6 +250,7 @@ def _questions() -> list[Row]:
     raw = IntegratedGradients(model, multiply_by_inputs=False).attribute(x, target=labels).numpy() * (flat.inputs != 0)
     layer = LayerIntegratedGradients(model, model[3]).attribute(x, target=labels)
     neuron = NeuronIntegratedGradients(model, model[6]).attribute(x, 5)
+    through = NeuronConductance(model, model[6]).attribute(x, 5, target=labels, method="gausslegendre")
     torch.manual_seed(0)
     reader, ids = Tokens().eval(), torch.randint(1, 50, (8, 12))
     tokens = LayerIntegratedGradients(reader, reader.embed).attribute(ids, torch.zeros_like(ids), target=1).sum(-1)
@@ -259,6 +262,7 @@ def _questions() -> list[Row]:
         "a baseline for each example": (ig.attribute(x, base, labels), explain(model, x, labels, baseline=base, rule=rule)),
         "LayerIntegratedGradients: layer=": (layer, explain(model, x, labels, layer=model[3], rule=rule)),
         "NeuronIntegratedGradients: layer=, neuron=": (neuron, explain(model, x, layer=model[6], neuron=5, rule=rule)),
+        "NeuronConductance: layer=, neuron=, space='input'": (through, explain(model, x, labels, layer=model[6], neuron=5, space="input", rule=rule)),
         "LayerIntegratedGradients(embedding).sum(-1): the ids as they are": (tokens, explain(reader, ids, 1, baseline=0, rule=rule)),
         "two inputs": (IntegratedGradients(pair).attribute((x, base), target=labels), explain(pair, (x, base), labels, rule=rule)),
     }
@@ -274,6 +278,7 @@ def _drawn() -> list[Row]:
     model, x, labels = network(nn.GELU)
     x, labels, data = x[:4], labels[:4], hw.data.mnist()[0][3000:3008]
     torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (captum draws from numpy's global state)
     ours = explain(model, x, labels, baseline=hw.baselines.dataset(data, 8)).values
     runs = [GradientShap(model).attribute(x, data, n_samples=200, stdevs=0.0, target=labels) for _ in range(RUNS)]
     rows = [Row("GradientShap (200 samples): baselines.dataset", standardised(runs, ours), BOUND, "standardised")]
@@ -292,6 +297,26 @@ def _drawn() -> list[Row]:
     own = np.stack([hw.evaluate.infidelity(e, model, x, labels, draws=200, seed=k).values for k in range(RUNS)])
     found = standardised(runs, own.mean(0), own.std(0, ddof=1) / RUNS**0.5)
     return [*rows, Row("infidelity, half of the pixels removed: hw.evaluate.infidelity", found, BOUND, "standardised")]
+
+
+def language() -> list[Row]:
+    """A causal language model, each token of a continuation: LLMGradientAttribution over LayerIntegratedGradients of the embedding."""
+    import transformers
+    from captum.attr import LayerIntegratedGradients, LLMGradientAttribution, TextTokenInput
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "the", "film", "was", "good", "bad", "long", "short", "very", "not"]
+    spelled = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="[UNK]"))
+    spelled.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=spelled, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(words), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 0.1}
+    writer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
+    theirs = LLMGradientAttribution(LayerIntegratedGradients(writer, writer.transformer.wte), tokenizer)
+    told = theirs.attribute(TextTokenInput("the film was", tokenizer), target="very good", n_steps=50).token_attr
+    each = hw.targets.continuation("very good", each=True, prefix=False)
+    ours = explain(writer, "the film was", each, tokenizer=tokenizer, baseline=0, rule=hw.quadrature.gauss_legendre(50))
+    return [Row("LLMGradientAttribution of a GPT-2, each token: targets.continuation(each=True, prefix=False)", apart(told, ours.values), 1e-5)]
 
 
 def conductance() -> str:
@@ -435,6 +460,7 @@ def continuous() -> str:
 COMPARED: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "published": ("What captum's tests expect", published),
     "captum": ("captum", captum_rows),
+    "language": ("Language models", language),
     "shap": ("shap", shap_rows),
 }
 SHOWN: dict[str, tuple[str, Callable[[], str]]] = {
@@ -444,6 +470,7 @@ SHOWN: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
+NEEDS = {"captum": ("captum",), "language": ("captum", "transformers"), "conductance": ("captum",), "behaviour": ("captum",), "shap": ("shap", "xgboost", "lightgbm")}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "coming-from-captum-and-shap.md"
 MARK = "<!-- figures: python benchmarks/explain_peers.py --write -->"
 
@@ -451,8 +478,11 @@ MARK = "<!-- figures: python benchmarks/explain_peers.py --write -->"
 def main(names: list[str], write: bool = False) -> int:
     """Print the tables that are asked for, and put them at the end of the page where ``write``; the number of rows that miss their bound."""
     missed, began, told = 0, time.perf_counter(), []
-    for name in names or ["published", "captum", "conductance", "behaviour", "shap"]:
+    for name in names or ["published", "captum", "language", "conductance", "behaviour", "shap"]:
         found = []
+        if absent := [library for library in NEEDS.get(name, ()) if importlib.util.find_spec(library) is None]:
+            print(f"{name}: left out, since {' and '.join(absent)} is not installed.\n")
+            continue
         if name in COMPARED:
             title, rows = COMPARED[name][0], COMPARED[name][1]()
             missed += sum(not row.holds for row in rows)
