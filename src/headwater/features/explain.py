@@ -50,7 +50,7 @@ def explain(
 
     Args:
         model: a torch module or a function of tensors; a fitted estimator of scikit-learn (trees, kernel machines, linear models,
-            perceptrons, pipelines of them), XGBoost, LightGBM or CatBoost; a transformers model; or any function ``(n, p) -> (n,)`` or
+            perceptrons, pipelines of them), XGBoost, LightGBM or CatBoost; a model or pipeline of transformers; or any function ``(n, p) -> (n,)`` or
             ``(n, outputs)`` of arrays. It is not changed: modules in training mode are put into eval mode for the while, and a note says so.
         inputs: (n, ...), the first axis counts examples: a tensor, an array, a frame, a tuple or dict of tensors, texts, token ids.
         target: which output, None where there is one. An index, a tuple of them for outputs with several axes, n of them (one for each
