@@ -122,10 +122,10 @@ def test_the_words_are_true(planted):
     found = audit.reasons(model, alert, X[~fraud], k=7, feature_names=NAMES, groups=PLACES, noise=0)
     said = {reason.name: reason for reason in found.alerts[0]}
     assert said["amount"].value == "4,322"
-    assert said["amount"].typical == f"legitimate: typically {np.median(X[~fraud, 0]):.3g}, all are lower"
+    assert said["amount"].typical == f"typically {np.median(X[~fraud, 0]):.3g}, all are lower"
     words = audit.reasons.__globals__["_Words"](alert, X[~fraud], NAMES, {"country": [4, 5, 6], "hour": [1], "pair": [0, 1]})
     shares = X[~fraud][:, 4:].mean(0)
-    assert words("country", 0) == ("IT", f"legitimate: {['ES', 'FR', 'IT'][shares.argmax()]} in {100 * shares.max():.3g} %, this in {100 * shares[2]:.3g} %")
+    assert words("country", 0) == ("IT", f"{['ES', 'FR', 'IT'][shares.argmax()]} in {100 * shares.max():.3g} %, this in {100 * shares[2]:.3g} %")
     low = float((X[~fraud, 1] <= 3).mean())
     assert words("hour", 0)[1].endswith(f"this low in {100 * low:.3g} %")
     assert words("pair", 0)[0] == "a group of 2 columns"
@@ -153,6 +153,10 @@ def test_the_answer_shows_itself(planted, tmp_path):
     assert "4 alerts by first reason" in repr(found)
     assert found.sentences(1).startswith("b: ")
     assert list(found.to_frame().columns) == ["alert", "place", "reason", "push", "share", "stderr", "value", "typical"]
+    assert [row[0] for row in found.alert(2).rows] == [reason.name for reason in found.alerts[2]]
+    shown = found.table(k=1).rows
+    assert len(shown) == 1
+    assert shown[0][1] == "4"
     page = found.to_html(tmp_path / "r.html").read_text()
     assert "Alerts by their first reason" in page
     assert 0 <= found.stability.mean <= 1

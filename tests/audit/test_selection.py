@@ -80,6 +80,19 @@ def test_the_ranking_never_sees_test_rows():
     assert not {row.tobytes() for row in seen[0]} & {row.tobytes() for row in seen[1]}  # explained rows were held out of the ranking model
 
 
+def test_every_fold_holds_the_same_share_of_each_class_and_every_row_is_tested_once():
+    y = np.array(["rare"] * 10 + ["common"] * 90)[np.random.default_rng(0).permutation(100)]
+    cuts = selection._cuts(5, 2, y)
+    assert len(cuts) == 10
+    for train, test in cuts:
+        assert (y[test] == "rare").sum() == 2
+        assert not np.intersect1d(train, test).size
+        assert len(train) + len(test) == 100
+    for one in (cuts[:5], cuts[5:]):
+        assert sorted(np.concatenate([test for _, test in one])) == list(range(100))
+    assert any((a[1] != b[1]).any() for a, b in zip(cuts[:5], cuts[5:], strict=True))  # another seed cuts otherwise
+
+
 def test_twins_share_credit_alone_and_are_one_together():
     rng = np.random.default_rng(0)
     X, hidden = rng.normal(size=(600, 8)), rng.normal(size=600)
@@ -92,6 +105,14 @@ def test_twins_share_credit_alone_and_are_one_together():
     assert set(together.top(3)) == {"feature 0/feature 2", "feature 5", "feature 7"}
     assert together.at(3).mean > apart.at(3).mean + 0.03  # apart, the twins take two of the three places
     assert any("Twins" in note for note in together.notes)
+
+
+def test_what_twins_push_in_opposite_ways_is_not_importance():
+    X, y = planted(80)
+    X[:, 1] = -X[:, 0]
+    found = audit.select(line, X, y, explain=lambda model, rows: rows, against={}, sizes=[1], twins=0.99, **QUIET)  # φ = x: 0 and 1 cancel
+    assert ("feature 0", "feature 1") in found.groups
+    assert all(order[-1] == 0 for order in found.orders["attribution"])
 
 
 def test_twins_need_every_two_of_them_to_be_alike():

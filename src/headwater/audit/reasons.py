@@ -54,7 +54,8 @@ class Reason(NamedTuple):
 
     def __str__(self) -> str:
         doubt = "; doubtful: it depends on which legitimate rows it is compared with" if self.doubtful else ""
-        return f"{self.name} is {self.value} ({self.typical}): {signed(self.push)}, {percent(self.share)} of what raised it{doubt}"
+        typical = f" (legitimate: {self.typical})" if self.typical else ""
+        return f"{self.name} is {self.value}{typical}: {signed(self.push)}, {percent(self.share)} of what raised it{doubt}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +115,17 @@ class Reasons:
         steady = "" if self.stability is None else f"; {self.stability} of the top {self.k} stay under ±{percent(self.noise)} noise"
         return f"Reasons({len(self):,} alerts by first reason: {common}{steady}; {self.scores.target} against {self.scores.baseline})"
 
-    @property
-    def table(self) -> report.Table:
-        """Alerts by first reason: how many, and their mean output."""
-        rows = [(" and ".join(key) or "nothing raised it", f"{len(ids):,}", number(float(self.scores.output[list(ids)].mean()))) for key, ids in self.queue().items()]
+    def table(self, k: int = 15) -> report.Table:
+        """Alerts by first reason: how many, and their mean output; the k largest groups."""
+        groups = list(self.queue().items())
+        shown = groups[:k] if len(groups) <= k else [*groups[: k - 1], ((f"{len(groups) - k + 1} others",), tuple(i for _, ids in groups[k - 1 :] for i in ids))]
+        rows = [(" and ".join(key) or "nothing raised it", f"{len(ids):,}", number(float(self.scores.output[list(ids)].mean()))) for key, ids in shown]
         return report.Table(("first reason", "alerts", "mean output"), tuple(rows))
+
+    def alert(self, place: int) -> report.Table:
+        """The reasons of one alert, as a table for a page."""
+        rows = [(r.name, r.value, r.typical, signed(r.push) + (" (doubtful)" if r.doubtful else ""), percent(r.share)) for r in self.alerts[place]]
+        return report.Table(("reason", "value", "among the legitimate", "push", "of what raised it"), tuple(rows))
 
     def sections(self, alerts: int = 8) -> tuple[report.Section, ...]:
         """For a page: the queue, then the first few alerts."""
@@ -127,10 +134,10 @@ class Reasons:
             if self.stability is None
             else [f"Under ±{percent(self.noise)} noise {self.stability} of the top {self.k} reasons stay, and {self.first} of the first ones."]
         )
-        some = [report.Prose(self.sentences(i).replace("\n", "\n\n")) for i in range(min(alerts, len(self)))]
+        some = [part for i in range(min(alerts, len(self))) for part in (report.Prose(self.sentences(i).splitlines()[0]), self.alert(i))]
         return (
-            report.Section("Alerts by their first reason", "\n\n".join([READING, *steady, *self.notes]), (self.table,)),
-            report.Section("Alert by alert", f"The first {len(some)} of {len(self):,}.", tuple(some)),
+            report.Section("Alerts by their first reason", "\n\n".join([READING, *steady, *self.notes]), (self.table(),)),
+            report.Section("Alert by alert", f"{min(alerts, len(self))} of {len(self):,}.", tuple(some)),
         )
 
     def to_frame(self) -> pandas.DataFrame:
@@ -349,14 +356,14 @@ class _Words:
     def __call__(self, part: str, i: int) -> tuple[str, str]:
         """The value of alert i, and the typical one, both in words."""
         if self.alerts is None:
-            return "as it is", "the typical value is not known here"
+            return "as it is", ""
         members = self.members[part]
         if len(members) == 1:
             return self._single(members[0], i)
         held = np.array([column(columns_of(rows_of(self.alerts, np.array([i])), [j]), 0)[0] for j in members], dtype=object)
         if self._one_hot(members, held):
             return self._category(part, members, held)
-        return f"a group of {len(members)} columns", "typical values differ by column"
+        return f"a group of {len(members)} columns", "differs by column"
 
     def _normal(self, j: int) -> np.ndarray | None:
         if self.legitimate is not None and j not in self.seen:
@@ -367,11 +374,11 @@ class _Words:
         value, normal = column(rows_of(self.alerts, np.array([i])), j)[0], self._normal(j)
         if not numeric(np.asarray(value)):
             if normal is None:
-                return str(value), "the typical value is not known here"
+                return str(value), ""
             most, times = Counter(normal.tolist()).most_common(1)[0]
-            return str(value), f"legitimate: {most} in {percent(times / len(normal))}, this in {percent(float(np.mean(normal == value)))}"
+            return str(value), f"{most} in {percent(times / len(normal))}, this in {percent(float(np.mean(normal == value)))}"
         if normal is None:
-            return plain(float(value)), "the typical value is not known here"
+            return plain(float(value)), ""
         return plain(float(value)), _place(float(value), normal[normal == normal].astype(float))
 
     def _one_hot(self, members: list[int], held: np.ndarray) -> bool:
@@ -385,28 +392,28 @@ class _Words:
         value = next((name for name, flag in zip(short, held, strict=True) if flag), "none of them")
         normal = [self._normal(j) for j in members]
         if any(values is None for values in normal):
-            return value, "the typical value is not known here"
+            return value, ""
         shares = np.array([np.mean(values) for values in normal if values is not None])
         own = 1 - float(shares.sum()) if value == "none of them" else float(shares[short.index(value)])
         most = int(shares.argmax())
-        return value, f"legitimate: {short[most]} in {percent(float(shares[most]))}, this in {percent(own)}"
+        return value, f"{short[most]} in {percent(float(shares[most]))}, this in {percent(own)}"
 
 
 def _place(value: float, normal: np.ndarray) -> str:
     """Where a number stands among legitimate ones.
 
     >>> _place(5.0, np.array([1.0, 2.0, 3.0, 4.0])), _place(1.0, np.array([0.0, 0.0, 0.0, 1.0]))
-    ('legitimate: typically 2.5, all are lower', 'legitimate: 0 in 75 %, this high in 25 %')
+    ('typically 2.5, all are lower', '0 in 75 %, this high in 25 %')
     """
     if not len(normal):
-        return "no legitimate row has a value"
+        return "never with a value"
     below, above = float(np.mean(normal < value)), float(np.mean(normal > value))
     where = f"this high in {percent(1 - below)}" if below >= above else f"this low in {percent(1 - above)}"
     where = "all are lower" if below == 1 else "all are higher" if above == 1 else where
     kinds, counts = np.unique(normal, return_counts=True)
     if counts.max() > len(normal) / 2:
-        return f"legitimate: {plain(float(kinds[counts.argmax()]))} in {percent(float(counts.max()) / len(normal))}, {where}"
-    return f"legitimate: typically {plain(float(np.median(normal)))}, {where}"
+        return f"{plain(float(kinds[counts.argmax()]))} in {percent(float(counts.max()) / len(normal))}, {where}"
+    return f"typically {plain(float(np.median(normal)))}, {where}"
 
 
 def plain(value: float) -> str:

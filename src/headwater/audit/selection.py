@@ -208,7 +208,8 @@ class Selection:
         """For a page."""
         best = f"The best columns by attribution: {', '.join(self.top(8))}."
         text = "\n\n".join([READING, best, *self.notes])
-        return report.Section("Which columns are worth keeping?", text, (self.curve, self.table, self.bars, self.stability))
+        title = "Which columns are worth keeping?" + (" Twins as one" if len(self.groups) < len(self.names) else "")
+        return report.Section(title, text, (self.curve, self.table, self.bars, self.stability))
 
     def to_frame(self) -> pandas.DataFrame:
         """One row for each ranking and size: mean, low, high, overlap. Needs pandas."""
