@@ -5,6 +5,7 @@ import pandas
 import pytest
 import torch
 from scipy.sparse import csr_array, csr_matrix
+from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
@@ -117,10 +118,14 @@ def test_what_twins_push_in_opposite_ways_is_not_importance():
 
 def test_twins_need_every_two_of_them_to_be_alike():
     rng = np.random.default_rng(0)
-    a = rng.normal(size=400)
-    X = np.column_stack([a, a + 0.5 * rng.normal(size=400), a + 1.0 * rng.normal(size=400), rng.normal(size=400), np.zeros(400)])
+    a = rng.normal(size=2000)
+    b = a + 0.6 * rng.normal(size=2000)
+    X = np.column_stack([a, b, b + 0.7 * rng.normal(size=2000), rng.normal(size=2000), np.zeros(2000)])  # a like b, b like c, but a not like c
     work = selection._Work(line, X, a, None, {}, None, 0.25, 0.8, None)
-    assert [group.tolist() for group in work.twins()] == [[0, 1], [2], [3], [4]]
+    closeness = work.closeness(np.arange(2000))
+    assert min(closeness[0, 1], closeness[1, 2]) > 0.8 > closeness[0, 2]
+    assert sorted(len(group) for group in work.twins()) == [1, 1, 1, 2]
+    np.testing.assert_allclose(closeness[:4, :4], np.abs(spearmanr(X[:, :4]).statistic), atol=1e-12)
 
 
 def test_permutation_shuffles_the_columns_of_a_group_together():
