@@ -166,7 +166,7 @@ def test_targets_are_what_their_words_say(recorded, file, tmp_path):
         np.testing.assert_allclose(scores.values, expected.numpy(), rtol=1e-4, atol=1e-6, err_msg=word)
     scores, said = explained(recorded, "--queries", "wrong", "--target", "predicted-label", out=tmp_path / "s")
     assert scores.n == len(wrong) > 0 and (scores.output > 0).all()
-    assert "that of the predicted class minus that of the example's own label" in " ".join(said.split())
+    assert "the output of the predicted class minus that of the example's own label" in " ".join(said.split())
     scores, _ = explained(recorded, "--queries", "0-5", "--target", "loss", "--tolerance", "1e-4", out=tmp_path / "s")
     np.testing.assert_allclose(scores.output, hw.Experiment.load(file).task.loss(model, (x, y)).detach(), rtol=1e-5)
 
@@ -195,6 +195,13 @@ def test_baselines_are_what_their_words_say(recorded, file, tmp_path):
         np.testing.assert_allclose(scores.values, right.values, rtol=1e-4, atol=1e-5, err_msg=word)
     assert explained(recorded, "--baseline", "row:7", out=tmp_path / "s")[0].baseline == "example 7 of the training set"
     assert explained(recorded, "--baseline", "data:8", out=tmp_path / "s")[0].stderr is not None
+
+
+def test_of_many_examples_a_terminal_is_shown_the_first(recorded, tmp_path):
+    scores, said = explained(recorded, "--queries", "all", "--show", "waterfall", "--html", tmp_path / "all.html", out=tmp_path / "s")
+    assert scores.n == 30 and len(re.findall("^ +output at the baseline", said, re.M)) == 5 and "Shown are 5 of 30 examples" in said
+    assert len(re.findall(r"^test example \d+ .* met$", said, re.M)) == 15 and "and 15 lines more" in said
+    assert (tmp_path / "all.html").read_text().count('data-testid="waterfall"') > 20
 
 
 def test_paths_points_and_layers_reach_the_door(file, tmp_path):

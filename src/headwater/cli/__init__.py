@@ -136,7 +136,7 @@ def explain(
         str | None,
         typer.Option(
             help="Compared with: zeros, a number, mean, data:N (N examples), row:K, nearest (of another class), blur:SIGMA, uniform:N, token:ID, or a "
-            "file with a row. Commas between: their average. Default: zeros for networks, data:32 for other models.",
+            "file with a row. Commas between: their average. Default: zeros for networks (of texts: padding), data:32 for other models.",
             show_default=False,
         ),
     ] = None,
@@ -217,8 +217,9 @@ def evaluate(
 def doctor() -> None:
     """Does Headwater compute correctly on this machine? About one minute.
 
-    Compares gradients with autograd, curvature with the dense matrix, SOURCE with exact unrolling and with real leave-one-out, and an
-    interrupted computation with an uninterrupted one; attributions with closed forms and Shapley values. Each check prints its measured figure and its tolerance. Exit code 1 if one fails.
+    Compares gradients with autograd, curvature with the dense matrix, SOURCE with exact unrolling and with real leave-one-out, an
+    interrupted computation with an uninterrupted one, and attributions to inputs with closed forms and Shapley values. Each check prints
+    its measured figure and its tolerance. Exit code 1 if one fails.
     """
     from headwater.doctor import examine, machine
 

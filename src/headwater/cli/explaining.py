@@ -17,6 +17,7 @@ from headwater.result.pages import page
 from headwater.result.pictures import PICTURES
 
 FLAGS = {"rule": "points"}  # what an argument of hw.explain is called on the command line, where that differs
+EXAMPLES, ROWS = 5, 15  # that a terminal is shown; the page and the table hold more
 TOLERANCE = 1e-2  # of networks along a path that can keep one, where nothing is said
 
 
@@ -51,7 +52,7 @@ def explain(
         writable(place)
     subject = subjects.of_run(run, experiment, name, queries) if run is not None else subjects.of_file(model, data, background, queries)  # type: ignore[arg-type]
     scores = _explained(subject, target, baseline, way, tolerance, points, layer)
-    say(report.text(page(scores, kind, None, top)))
+    say(_told(scores, kind, top))
     _written(scores, out, csv, html, kind, top)
     if run is not None:
         say(f"Next: headwater trace {run} --queries {queries}, which says which training examples these predictions are owed to")
@@ -80,8 +81,9 @@ def _explained(
         if value is not None and key in subject.settings:
             raise InputError(f"--{FLAGS.get(key, key)}, which settings() of the file says too", "it once", "leave one of them out")
     asked, called = dict(subject.settings), None
-    if not blur and "baseline" not in asked:
-        asked["baseline"], called = naming.baseline(baseline or subject.baseline, subject)
+    compared = baseline or subject.baseline
+    if compared is not None and not blur and "baseline" not in asked:
+        asked["baseline"], called = naming.baseline(compared, subject)
     if "target" not in asked:
         asked["target"] = naming.target(target, subject)
     if points is not None:
@@ -93,6 +95,19 @@ def _explained(
         warnings.filterwarnings("ignore", "The baseline equals the input")  # it is among the notes, which are shown
         scores = hw.explain(subject.model, subject.inputs, **{"example_names": subject.names, **asked})
     return replace(scores, baseline=called or scores.baseline, notes=(*subject.said, *scores.notes))
+
+
+def _told(scores: hw.FeatureScores, kind: str | None, top: int) -> str:
+    """The page as text, its first examples and the first rows of its tables: a terminal is read from the end."""
+    whole = page(scores, kind, range(min(scores.n, EXAMPLES)), top)
+    return report.text(replace(whole, sections=tuple(replace(s, parts=tuple(map(_shortened, s.parts))) for s in whole.sections)))
+
+
+def _shortened(part: report.Part) -> report.Part:
+    if not isinstance(part, report.Table) or len(part.rows) <= ROWS:
+        return part
+    more = (f"and {len(part.rows) - ROWS:,} lines more", *[""] * (len(part.columns) - 1))
+    return report.Table(part.columns, (*part.rows[:ROWS], more))
 
 
 def writable(place: Path | None) -> None:
@@ -124,7 +139,7 @@ def show(file: Path, html: Path | None, csv: Path | None, top: int) -> None:
         writable(place)
     answer = hw.load(file)
     if isinstance(answer, hw.FeatureScores):
-        say(report.text(page(answer, None, None, top)))
+        say(_told(answer, None, top))
     elif isinstance(answer, InteractionScores):
         say(report.text(report.Page("What features did together", repr(answer), (report.Section("", parts=tuple(answer.parts())),))))
     else:

@@ -104,7 +104,7 @@ def _between(first: str, second: str, subject: Subject) -> Any:
         raise InputError(f"--target {first}-{second}, which are the same for {which}", "two different ones", "ask about others: --queries wrong, say")
     if not subject.network:
         return a, b
-    said = (f"output {word}" if word.isdecimal() else f"that of {WORDS[word]}" for word in (first, second))
+    said = [f"output {word}" if word.isdecimal() else f"{start} of {WORDS[word]}" for start, word in (("the output", first), ("that", second))]
     return Named(hw.targets.margin(a, b), " minus ".join(said))
 
 

@@ -52,7 +52,7 @@ class Subject:
         names: of the inputs, one each. network: whether gradients are taken by autograd, so that there is a tolerance to keep.
         classes: from "predicted" or "label" to the class of each input. asked: from "measure" or "loss" to a target; both raise InputError
             for what there is not.
-        target, baseline: what is explained, and compared with, where nothing is said. settings: further arguments of ``hw.explain``.
+        target, baseline: what is explained, and compared with, where nothing is said; None: as ``hw.explain`` has it. settings: further arguments of ``hw.explain``.
         said: what was found on the way, in sentences.
     """
 
@@ -63,7 +63,7 @@ class Subject:
     classes: Callable[[str], Any]
     asked: Callable[[str], Any]
     target: str | None
-    baseline: str
+    baseline: str | None
     network: bool
     settings: dict[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ def of_run(path: Path, file: Path | None, name: str | None, queries: str) -> Sub
         len(train), lambda ids: to(parts(task, train.batch(ids))[0], run.device), "the training set", lambda: parts(task, train.batch(range(len(train))))[1]
     )
     names = tuple(f"test example {row}" for row in rows)
-    return Subject(model, inputs, names, background, classes, asked, default, "zeros", network=True)
+    return Subject(model, inputs, names, background, classes, asked, default, None, network=True)
 
 
 def parts(task: Any, batch: Any) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ def of_file(model_file: Path, data_file: Path | None, background_file: Path | No
         classes,
         asked,
         _usual(found.model, inputs),
-        "zeros" if network else f"data:{count}",
+        None if isinstance(inputs, list) or network else f"data:{count}",
         network,
         {**found.settings, **({} if names is None else {"feature_names": names})},
         (*said, *(line for line in more if line not in said)),
