@@ -3,8 +3,9 @@
 Run it:   python examples/explain_medical.py [--quick] [--html PAGE]
 
 569 biopsies, 30 measurements of cell nuclei each. Every biopsy is compared with benign ones (what sets it apart from healthy tissue?), and the
-explanations of the two kinds of model are laid side by side, next to those of the same kind trained from another seed. Nothing here is a diagnosis:
-the models are small, the sample is of one clinic, and an attribution describes a model, not a disease.
+explanations of the two kinds of model are laid side by side, next to those of the same kind trained from another seed. Then a trap that medical data
+often hold is planted: a mark of the site, which goes with the diagnosis in the training data alone. Nothing here is a diagnosis: the models are small,
+the sample is of one clinic, and an attribution describes a model, not a disease.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import headwater as hw
-from headwater import report
+from headwater import audit, report
 
 
 def trees(X, y, seed, rounds):
@@ -34,6 +35,20 @@ def network(X, y, seed, epochs):
         nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], wanted).backward()
         optimizer.step()
     return model.eval()
+
+
+def marked(X, malignant, train, test, names, rounds):
+    """A mark of the site that goes with the diagnosis for 90 % of the training biopsies and for none in particular of the others: is it found?"""
+    rng = np.random.default_rng(0)
+    site = np.where(rng.random(len(X)) < 0.9, malignant, 1 - malignant)
+    site[test] = rng.integers(0, 2, len(test))
+    both = np.column_stack([X, site])
+    for title, rows, columns in (("with the mark", both, (*names, "site")), ("control, without it", X, names)):
+        model = trees(rows[train], malignant[train], 0, rounds)
+        accuracy = [model.score(rows[part], malignant[part]) for part in (train, test)]
+        found = audit.gap(model, rows[test], site[test], pair=(1, 0), feature_names=columns, baseline=hw.baselines.dataset(rows[train], 16))
+        carriers = ", ".join(found.carriers()) or "none"
+        print(f"  {title}: accuracy {accuracy[0]:.3f} in training, {accuracy[1]:.3f} elsewhere; gap between the sites {found.gap}; carried by: {carriers}")
 
 
 def main(argv=None):
@@ -96,6 +111,8 @@ def main(argv=None):
     summaries = [e.summary() for e in both]
     for name, summary in zip(pair, summaries, strict=True):
         print(f"{name} goes by: {', '.join(summary.names[j] for j in summary.order[:5])}")
+    print("\nA planted mark of the site, and the gap in the log-odds between the two sites on other biopsies:")
+    marked(X, malignant, train, test, names, rounds)
     print("No diagnosis: this describes two small models of one sample.")
     if given.html:
         sections = [report.Section("Do they agree?", "Agreement is no evidence that either is right. Nothing here is a diagnosis.", (accord.table, folded.table))]
