@@ -45,6 +45,7 @@ evidence: .venv/.dev-$(TAG) ## the slow tests and the measured fidelity against 
 
 bench: .venv-bench/.ready-$(TAG) ## time Headwater beside kronfluence, dattri, captum, treeig and shap on this machine
 	$(BENCH)/python benchmarks/run.py $(ARGS)
+	$(BENCH)/python benchmarks/explain_peers.py
 
 clean: ## remove the environments and caches (recorded runs stay)
 	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

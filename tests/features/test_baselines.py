@@ -116,3 +116,10 @@ def test_averages_refuse_weights_that_are_none():
     with pytest.raises(InputError, match="no baseline"):
         baselines.average()
     assert torch.allclose(references(baselines.average(0.0, 1.0, weights=[3, 1]), X).weights, torch.tensor([0.75, 0.25], dtype=torch.float64))
+
+
+def test_memory_that_must_not_be_written_to_is_fine():
+    frozen = np.ones((4, 3))
+    frozen.flags.writeable = False
+    found = references(baselines.mean(frozen), (torch.zeros(2, 3),))
+    assert found.points[0].unique().tolist() == [1.0] and len(references(frozen[0], (torch.zeros(2, 3),))) == 1

@@ -402,7 +402,6 @@ def test_what_was_read_is_compared_with_the_library():
         (svm.SVC(), TWO, {"inputs": X[:, :3]}, "3 columns"),
         (svm.SVC(), TWO, {"inputs": np.full_like(X, np.nan)}, "nan in row 0"),
         (svm.SVC(), TWO, {"target": "maybe"}, "one of the classes: 'no', 'yes'"),
-        (svm.SVC(), THREE, {}, "no target, and 3 classes"),
         (svm.SVC(), TWO, {"layer": "a"}, "layer='a' for SVC"),
         (svm.SVC(), TWO, {"path": "blur"}, "path='blur' for SVC"),
         (svm.SVC(), TWO, {"output": "logit"}, "output='logit'"),
@@ -442,3 +441,13 @@ def test_the_rate_of_the_logistic_function_keeps_its_digits_in_its_tails():
     np.testing.assert_allclose(rate(np.array([30.0]), np.array([40.0])), (np.exp(-30) - np.exp(-40)) / 10, rtol=1e-12)
     np.testing.assert_allclose(rate(np.array([-30.0]), np.array([-40.0])), (np.exp(-30) - np.exp(-40)) / 10, rtol=1e-12)
     np.testing.assert_allclose(rate(np.array([1.0, -900.0]), np.array([1.0, 900.0])), [np.exp(-1) / (1 + np.exp(-1)) ** 2, 1 / 1800], rtol=1e-14)
+
+
+@pytest.mark.parametrize("model", [svm.SVC(), linear_model.LogisticRegression()], ids=lambda model: type(model).__name__)
+def test_of_several_classes_each_row_is_asked_about_its_predicted_one(model):
+    labels = np.repeat([5, 7, 9], 10)
+    points = np.random.default_rng(0).normal(size=(30, 3)) + labels[:, None]
+    model.fit(points, labels)
+    answer = kernels.explain(Question(model, points[::7], baseline=7.0))
+    named = kernels.explain(Question(model, points[::7], model.predict(points[::7]), baseline=7.0))
+    assert np.array_equal(answer.values, named.values) and answer.target == "the predicted class of each row"

@@ -578,6 +578,7 @@ COUPLED = nn.BatchNorm1d(6, track_running_stats=False).double()
         (smooth(), torch.ones(0, 6, dtype=torch.float64), InputError, "at least one example"),
         (Sensors(), (CAMERA, RADAR[:2]), InputError, "same number"),
         (smooth(), torch.tensor(3.0), InputError, "single number"),
+        (lambda x: x**2, torch.ones(3), InputError, "at least two axes"),
         (smooth(), ["text"], InputError, "array"),
         ("not a model", X, InputError, "model of type"),
     ],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
+from headwater.features.arrays import as_tensor
 
 __all__ = ["average", "blur", "calibrated", "constant", "dataset", "mean", "nearest", "token", "uniform", "zeros"]
 
@@ -81,7 +82,7 @@ def _given(baseline: Any, inputs: tuple[Tensor, ...], names: Sequence[str]) -> R
 def _point(part: Any, x: Tensor) -> Tensor:
     """One point for all examples (of shape ``x.shape[1:]``, or a number), or one each (of x's shape), as (1, 1 or n, ...)."""
     try:
-        point = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).detach().to(x.device)
+        point = as_tensor(part).to(x.device)
     except (TypeError, ValueError) as error:
         raise InputError(f"a baseline of type {type(part).__name__}", "a number, an array or one of hw.baselines", "hw.baselines.zeros(), say") from error
     point = point.to(x.dtype) if x.is_floating_point() or not point.is_floating_point() else point
@@ -199,7 +200,7 @@ class calibrated:
     def references(self, inputs: tuple[Tensor, ...], seed: int) -> References:
         """As many points as the data has."""
         columns = _columns(self.data, inputs)
-        scores = np.asarray(self.scores.detach().cpu() if isinstance(self.scores, Tensor) else self.scores, dtype=float).ravel()
+        scores = as_tensor(self.scores).cpu().double().numpy().ravel()
         if len(scores) != len(columns[0]):
             raise InputError(f"{len(scores)} scores for {len(columns[0])} examples", "the model's output for each of them", "scores=model(data)")
         points = tuple(column.to(x).unsqueeze(1) for column, x in zip(columns, inputs, strict=True))
@@ -221,7 +222,7 @@ class nearest:
     def references(self, inputs: tuple[Tensor, ...], seed: int) -> References:
         """One point for each example."""
         columns = _columns(self.data, inputs)
-        labels, of = (torch.as_tensor(np.asarray(v.cpu() if isinstance(v, Tensor) else v)) for v in (self.labels, self.of))
+        labels, of = (as_tensor(v).cpu() for v in (self.labels, self.of))
         if len(labels) != len(columns[0]) or len(of) != len(inputs[0]):
             raise InputError(
                 f"{len(labels)} labels for {len(columns[0])} examples and {len(of)} for {len(inputs[0])} inputs",
@@ -328,7 +329,7 @@ def _nearest(inputs: tuple[Tensor, ...], columns: tuple[Tensor, ...], k: int, ot
 def _columns(data: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """A data set as one tensor for each input, checked against its shape."""
     parts = tuple(data.values()) if isinstance(data, Mapping) else tuple(data) if isinstance(data, tuple | list) and len(inputs) > 1 else (data,)
-    columns = tuple(torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).detach() for part in parts)
+    columns = tuple(as_tensor(part) for part in parts)
     for column, x in zip(columns, inputs, strict=len(columns) == len(inputs)):
         if column.shape[1:] != x.shape[1:] or not len(column):
             raise InputError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.errors import InputError
+from headwater.features.arrays import as_tensor
 from headwater.tasks.batches import tree_map
 from headwater.tasks.task import logits_of
 
@@ -135,7 +136,7 @@ def _tensor(part: Any, like: Tensor | None, name: str) -> Tensor:
     """An input as a detached tensor on the model's device, checked; numpy arrays of floats take the model's dtype."""
     if isinstance(part, np.ndarray) or not isinstance(part, Tensor):
         try:
-            array = torch.as_tensor(np.asarray(part))
+            array = as_tensor(part)
         except (TypeError, ValueError) as error:
             raise InputError(f"{name} of type {type(part).__name__}", "a tensor or an array of numbers, (n, ...)", "texts need tokenizer=") from error
         part = array.to(like.dtype) if like is not None and array.is_floating_point() and like.is_floating_point() else array
@@ -144,6 +145,10 @@ def _tensor(part: Any, like: Tensor | None, name: str) -> Tensor:
     found = found.to(like.device) if like is not None else found
     if found.ndim == 0:
         raise InputError(f"{name} is a single number", "a tensor (n, ...) whose first axis counts examples", "x[None] makes one example a batch")
+    if found.ndim == 1 and found.is_floating_point():
+        raise InputError(
+            f"{name} of shape {tuple(found.shape)}", "at least two axes, the first of which counts examples", "x[:, None] for one number each, x[None] for one example"
+        )
     if found.is_floating_point() and not torch.isfinite(found).all():
         bad = (~torch.isfinite(found)).flatten(1).any(1).nonzero()[:5, 0].tolist() if found.ndim > 1 else []
         raise InputError(f"{name} with NaN or infinity in examples {bad}", "finite numbers", "replace or drop them first")

@@ -55,7 +55,7 @@ def explain(
         inputs: (n, ...), the first axis counts examples: a tensor, an array, a frame, a tuple or dict of tensors, texts, token ids.
         target: which output, None where there is one. An index, a tuple of them for outputs with several axes, n of them (one for each
             example), a function ``outputs (m, ...) -> (m,)``, or one of ``hw.targets``. For estimators the label of a class, or two (one
-            against the other), None meaning the second class of two. For texts also a label's name, a continuation, an answer.
+            against the other), None meaning the second class of two, and of more each row's predicted one. For texts also a label's name, a continuation, an answer.
         baseline: what the inputs are compared with: None (zeros; of texts padding), a number, one point (...), one for each example
             (n, ...), or one of ``hw.baselines``. Several points are averaged, and ``stderr`` tells their spread.
         path: one of ``hw.paths``; default: the straight line. Networks; functions also take ``hw.paths.sweeps()``.

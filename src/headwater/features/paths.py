@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
+from headwater.features.arrays import as_tensor
 from headwater.features.baselines import smoothed
 from headwater.features.integrate import Field, Integral, Line, Settings, along_curve, along_line, at_least_single, check_finite
 
@@ -244,7 +245,7 @@ def _stop(point: Any, x: Points, rows: Tensor) -> Points:
         raise InputError(f"a point of {len(parts)} tensors for {len(x)} inputs", "one for each input", "give a tuple")
     found = []
     for part, xi in zip(parts, x, strict=True):
-        p = torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)).to(xi)
+        p = as_tensor(part).to(xi)
         if p.ndim == 0 or p.shape == xi.shape[1:]:
             found.append(p.expand(xi.shape))
         elif p.shape[1:] == xi.shape[1:] and len(p) > int(rows.max()):

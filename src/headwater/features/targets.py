@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
+from headwater.features.arrays import as_tensor
 from headwater.features.text.targets import continuation, span
 from headwater.tasks.task import log_odds as stable_log_odds
 
@@ -129,7 +130,7 @@ class loss:
 
     def pick(self, output: Tensor, rows: Tensor) -> Tensor:
         """The loss of each example (m,)."""
-        labels = torch.as_tensor(self.labels if isinstance(self.labels, Tensor) else np.asarray(self.labels)).to(output.device)
+        labels = as_tensor(self.labels).to(output.device)
         if len(labels) <= int(rows.max()):
             raise InputError(f"{len(labels)} labels for example {int(rows.max())}", "one for each example", "hw.targets.loss(function, labels of all inputs)")
         options = {"reduction": "none"} if "reduction" in _parameters(self.function) else {}
@@ -177,7 +178,7 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 def _each(index: Any, rows: Tensor, output: Tensor) -> Tensor:
     """One index for each of ``rows``, (m, axes)."""
-    table = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index)).to(output.device)
+    table = as_tensor(index).to(output.device)
     if table.is_floating_point() or table.dtype == torch.bool:
         raise InputError(f"targets of type {table.dtype}", "whole numbers: the index of an output for each example", "targets.long()")
     table = table[:, None] if table.ndim == 1 else table

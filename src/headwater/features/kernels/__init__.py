@@ -75,6 +75,9 @@ def explain(question: Question) -> FeatureScores:
     name = type(question.model).__name__
     straight_only(question, name)
     question.only(name, "rule", "tolerance", "max_evaluations", "output", "batch_size", "path")
+    if question.target is None and len(getattr(question.model, "classes_", ())) > 2:
+        own = replace(question, target=question.model.predict(tables.as_fitted(question.model, question.inputs)))
+        return replace(explain(own), target="the predicted class of each row")
     try:
         table = tables.table(question.inputs, question.model, question.feature_names)
         reading = reading_of(question, table.values)
