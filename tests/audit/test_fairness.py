@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import headwater as hw
 from headwater import audit
+from headwater.audit import fairness
 from headwater.errors import InputError
 from headwater.result import FeatureScores
 
@@ -85,14 +86,23 @@ def test_the_gap_of_the_error_is_cut_exactly_and_says_what_the_labels_alone_make
     X, group = people(200, strength=1.0)
     y = (X[:, 3] + X[:, 0] > 0.5).astype(int)
     model = LogisticRegression().fit(X, y)
-    found = audit.gap(model, X, group, labels=y, baseline=hw.baselines.dataset(X, 4), tolerance=1e-6, **SMALL)
+    found = audit.gap(model, X, group, labels=y, baseline=hw.baselines.dataset(X, 4), **SMALL)
     error = 1 - model.predict_proba(X)[np.arange(200), y]
     part = found.parts["the baseline"]
     np.testing.assert_allclose(found.gap.mean, error[group == 0].mean() - error[group == 1].mean(), atol=1e-12)
     np.testing.assert_allclose(part.values.sum() + part.before - part.residual, found.gap.mean, atol=1e-12)
     assert part.before != 0
-    assert abs(part.residual) < 1e-5
+    assert abs(part.residual) < 1e-9
     assert "error" in found.unit
+
+
+def test_one_minus_an_explanation_is_complete_by_the_same_residual():
+    X, _ = people(20)
+    scores = scores_of(X, X.sum(1) + 0.1, np.full(20, 0.3))
+    turned = fairness._turned(scores)
+    np.testing.assert_allclose(turned.values.sum(1), turned.output - turned.baseline_output + turned.residual, atol=1e-12)
+    np.testing.assert_allclose(turned.output, 1 - scores.output)
+    assert abs(turned.residual).min() > 0.1
 
 
 def test_labels_stay_with_their_rows_where_some_are_left_out():

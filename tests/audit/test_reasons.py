@@ -78,6 +78,11 @@ def test_a_reason_that_raised_nothing_is_none():
     assert found.queue() == {(): (0,), ("feature 0",): (1,)}
 
 
+def test_what_pushed_down_takes_no_place_among_the_reasons():
+    e = FeatureScores(np.array([[5.0, -9.0, 1.0]]), np.zeros(1), np.zeros(1, int), np.array([-3.0]), np.zeros(1), "", "f", "zeros")
+    assert [reason.name for reason in audit.reasons(e, k=2).alerts[0]] == ["feature 0", "feature 2"]
+
+
 def test_doubt_is_two_standard_errors_over_the_legitimate_rows():
     e = FeatureScores(
         np.array([[1.0, 1.0]]), np.zeros(1), np.zeros(1, int), np.array([2.0]), np.zeros(1), "", "f", "rows", stderr=np.array([[0.49, 0.51]])
