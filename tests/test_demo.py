@@ -172,7 +172,7 @@ def test_the_page_says_how_far_the_pixels_can_be_trusted(study):
     missed = np.arange(study.pixels.asked.n) != study.shown[0]
     other = replace(study, pixels=replace(study.pixels, asked=replace(study.pixels.asked, converged=missed)))
     said = " ".join(report.text(page(other)).split())
-    assert "1 of them missed that" in said and "⚑ missed the tolerance" in said
+    assert "1 missed that, and is flagged" in said and "⚑ missed the tolerance" in said
 
 
 def test_the_page_says_what_was_measured(study):

@@ -33,8 +33,8 @@ those of the average digit. Under a training digit the picture says what in that
 the left was asked about. Shades are full at the 99th percentile of each picture's own sizes: between pictures compare the sums, not the shades."""
 
 CARRIED = """Integrated Gradients of {count} digits: the gradient of the log-odds with respect to the pixels, averaged along the straight line from the \
-average training digit to the digit. The number of points on the line is chosen for each digit until the estimated error of the values is below {tolerance} of the \
-change. {missed} The largest gap between the sum of a digit's values and the change of its log-odds is {gap} of the change; {evaluations} evaluations of the \
+average training digit to the digit. The number of points on the line is chosen for each digit until the estimated error of the values is below {tolerance}. \
+{missed} The largest gap between the sum of a digit's values and the change of its log-odds is {gap} of the change; {evaluations} evaluations of the \
 network for a digit on average, {most} at most. The gap is a lower bound on the error of single values.
 
 Do the values mean something? From {judged} test digits pixels were taken away in the order of their values, those that pushed up most first, and replaced \
@@ -211,7 +211,7 @@ def _pixels(study: Study) -> Section:
     text = CARRIED.format(
         count=pixels.count,
         tolerance=share(TOLERANCE),
-        missed=f"{missed} of them missed that and are flagged." if missed else "Every digit met that.",
+        missed=f"{missed} missed that, and {'is' if missed == 1 else 'are'} flagged where shown." if missed else "Every digit met that.",
         gap=share(pixels.gaps.max(), 2),
         evaluations=f"{pixels.evaluations.mean():.0f}",
         most=int(pixels.evaluations.max()),
