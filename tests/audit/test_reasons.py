@@ -80,7 +80,9 @@ def test_a_reason_that_raised_nothing_is_none():
 
 def test_what_pushed_down_takes_no_place_among_the_reasons():
     e = FeatureScores(np.array([[5.0, -9.0, 1.0]]), np.zeros(1), np.zeros(1, int), np.array([-3.0]), np.zeros(1), "", "f", "zeros")
-    assert [reason.name for reason in audit.reasons(e, k=2).alerts[0]] == ["feature 0", "feature 2"]
+    told = audit.reasons(e, k=2).alerts[0]
+    assert [reason.name for reason in told] == ["feature 0", "feature 2"]
+    np.testing.assert_allclose([reason.share for reason in told], [5 / 6, 1 / 6])  # of what pushed up
 
 
 def test_doubt_is_two_standard_errors_over_the_legitimate_rows():
