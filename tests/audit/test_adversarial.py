@@ -289,6 +289,21 @@ def test_who_knows_the_detector_is_less_suspicious_and_still_fools_the_model():
     assert (knowing.inputs - x).abs().max() <= 0.25 + 1e-12
     careless = adversarial.evading(model, x, y, 0.25, adversarial.suspicion(judge, model, x), weight=0.0, steps=30)
     assert careless.fooled.sum() >= plain.fooled.sum() - 2  # without the weight it is PGD of the margin
+    both = careless.fooled & knowing.fooled
+    assert (knowing.suspicion[both] - careless.suspicion[both]).mean() < -0.1
+
+
+def test_of_all_points_on_its_way_the_least_suspicious_is_kept():
+    model, x = trained(), points(60)
+    y = model(x).argmax(1)
+    judge = adversarial.detector(adversarial.fingerprint(model, x), adversarial.fingerprint(model, adversarial.pgd(model, x, y, 0.25).inputs))
+    function = adversarial.suspicion(judge, model, x)
+    short, long = (adversarial.evading(model, x, y, 0.25, function, weight=0.1, step=0.05, steps=steps) for steps in (8, 20))
+    assert (long.fooled | ~short.fooled).all()
+    both = short.fooled & long.fooled
+    assert (long.suspicion[both] <= short.suspicion[both]).all()
+    assert (long.suspicion[both] < short.suspicion[both]).any()
+    torch.testing.assert_close(long.suspicion, function(long.inputs, torch.arange(60)).detach())
 
 
 def test_a_detector_of_something_else_has_no_gradient():
