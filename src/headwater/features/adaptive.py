@@ -3,7 +3,7 @@
 Two kinds of model, two ways to know that one has seen enough, both for nothing since every gradient comes with the value of f:
 
 - **Smooth** (GELU, tanh): the polynomial through the slopes predicts f from node to node; where it is right everywhere, the rule is exact
-  (``integrate.unseen``). Levels of 8, 16 and 32 points, and on by doubling while that pays.
+  (``line.unseen``). Levels of 8, 16 and 32 points, and on by doubling while that pays.
 - **Piecewise linear** (ReLU): the gradient is constant between kinks and jumps at them. Between two nodes with one kink the tangents of f
   meet exactly at the kink, so each gradient is given the stretch on which it really holds. What cannot be known is how several kinks
   lie within one gap. A jump at a random place of a gap of width h errs by ``h |jump| / sqrt(12)`` (root mean square), and errors of
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.features.integrate import Integral, Line, unseen
+from headwater.features.line import Integral, Line, unseen
 from headwater.features.quadrature import Rule, gauss_legendre
 
 LEVELS = (8, 16, 32)

@@ -32,7 +32,8 @@ from headwater.features import network
 from headwater.features.asked import Asked
 from headwater.features.calls import Call, quiet
 from headwater.features.differenced import Differenced
-from headwater.features.integrate import Line, check_finite, fixed
+from headwater.features.integrate import fixed
+from headwater.features.line import Line, check_finite
 from headwater.features.quadrature import LogRule, Rule, gauss_legendre, gauss_log
 from headwater.features.question import Question
 from headwater.features.sites import Site

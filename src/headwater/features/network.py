@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from headwater.features.asked import Asked
 from headwater.features.calls import Call, quiet
-from headwater.features.integrate import Integral, Line, Probed, along_curve, fixed
+from headwater.features.integrate import along_curve, fixed
 from headwater.features.layers import neuron
+from headwater.features.line import Integral, Line, Probed
 from headwater.features.paths import Blur
 from headwater.features.question import Question
 from headwater.features.sites import Points

@@ -19,7 +19,8 @@ from torch import Tensor
 from headwater.errors import InputError
 from headwater.features.arrays import as_tensor
 from headwater.features.baselines import smoothed
-from headwater.features.integrate import Field, Integral, Line, Settings, along_curve, along_line, at_least_single, check_finite
+from headwater.features.integrate import Settings, along_curve, along_line
+from headwater.features.line import Field, Integral, Line, at_least_single, check_finite
 
 __all__ = ["blur", "custom", "guided", "straight", "sweeps", "through"]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
-from headwater.features.integrate import Integral, Line, Settings, along_line
+from headwater.features.integrate import Settings, along_line
 from headwater.features.kernels.panels import COST, Both, bisected
+from headwater.features.line import Integral, Line
 from headwater.features.quadrature import gauss_legendre
 from headwater.features.question import Question
 

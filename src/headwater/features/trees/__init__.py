@@ -1,16 +1,18 @@
 """Tree ensembles: exact attributions in one walk over the trees, for scikit-learn, XGBoost, LightGBM and CatBoost.
 
 ``explain`` reads the model into plain arrays (:mod:`.forest`, one ``from_...`` module per library), moves the cuts of discrete columns
-(:mod:`.discrete`), walks the trees (:mod:`.walk`, :mod:`.kernels`) and checks the sum against the forest's own prediction.
+(:mod:`.discrete`), walks the trees (:mod:`.walk`, :mod:`.kernels`) and checks the sum against the forest's own prediction. Nothing is believed
+unseen: what the arrays predict is compared with what the library itself predicts for some of the rows, and refused where they differ.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +30,9 @@ CLASSES = {
     "lightgbm": ("LGBMModel", "Booster"),
     "catboost": ("CatBoost",),
 }
+CHECKED = 16
+"""Rows, at most, whose prediction is compared with the library's own."""
+
 SUPPORTED = (
     "decision trees, random and extra forests, gradient boosting, histogram gradient boosting, AdaBoostClassifier and IsolationForest of scikit-learn; "
     "XGBoost (gbtree, dart); LightGBM (constant leaves); CatBoost (numeric features)"
@@ -52,10 +57,43 @@ def _family(model: Any) -> str | None:
 def forest_of(model: Any) -> Forest:
     """The model as plain arrays. Raises InputError for a model that is not fitted, and for one that is not a sum of trees."""
     family = _family(model)
-    found = None if family is None else import_module(f"headwater.features.trees.{LIBRARIES[family]}").forest(model)
+    found = None if family is None else _adapter(family).forest(model)
     if found is None:
         raise InputError(f"a model of type {type(model).__name__}", SUPPORTED, "hw.explain(model.predict, X) explains any function of a table")
     return found
+
+
+def _adapter(family: str) -> Any:
+    return import_module(f"headwater.features.trees.{LIBRARIES[family]}")
+
+
+def _agrees(forest: Forest, question: Question, margins: np.ndarray) -> None:
+    """Raise InputError where ``margins`` (n, outputs) are not what the library itself predicts, for up to CHECKED rows from first to last."""
+    family = cast(str, _family(question.model))
+    rows = np.unique(np.linspace(0, len(margins) - 1, CHECKED).round().astype(int))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names of columns, which were checked
+        known = np.asarray(_adapter(family).own(question.model, _some(forest, question.inputs, rows)), dtype=float).reshape(len(rows), -1)
+    version = getattr(sys.modules[family], "__version__", "of no version")
+    expected = ("the library's own prediction", "explain the function instead: hw.explain(model.predict, X)")
+    if known.shape[1] != forest.outputs:
+        raise InputError(f"the trees of {forest.library} {version} read as {forest.outputs} outputs, where the library predicts {known.shape[1]}", *expected)
+    off = ~(np.abs(margins[rows] - known) <= forest.roundoff())
+    if off.any():
+        row, column = map(int, np.argwhere(off)[0])
+        pair = f"{margins[rows[row], column]:.9g}, not {known[row, column]:.9g}"
+        raise InputError(f"the trees of {forest.library} {version}, which as they were read give another prediction for row {rows[row]}: {pair}", *expected)
+
+
+def _some(forest: Forest, inputs: Any, rows: np.ndarray) -> Any:
+    """Some rows as the library takes them: a frame or a sparse matrix itself where the library reads them in a way of its own, else numbers."""
+    if tables.is_frame(inputs):
+        some = inputs.iloc[rows]
+        return tables.numbers(some) if forest.encode is None else some if forest.names is None else some.set_axis(list(forest.names), axis=1)
+    if tables.is_sparse(inputs):
+        some = inputs.tocsr()[rows]
+        return tables.numbers(some) if forest.encode is None else some
+    return tables.numbers(inputs)[rows]
 
 
 class Asked(NamedTuple):
@@ -75,6 +113,7 @@ def explain(question: Question) -> FeatureScores:
     against = _against(forest, question, x, names)
     x, points = forest.read(x), [forest.read(p) for p in against.points]
     margins = forest.raw(x)
+    _agrees(forest, question, margins)
     asked = _asked(forest, question.target, margins, space)
     levels = "auto" if question.discrete is None else question.discrete
     found = _walked(forest, x, points, against.weights, asked.weights, space, None if levels is False else levels, names, _batch(question.batch_size))

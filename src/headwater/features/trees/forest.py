@@ -84,6 +84,7 @@ class Forest:
 
     single: values are rounded to float32 first. missing: NaN is a value. classes: labels, None for a regression (two classes and one
     output: the margin is that of the second class). encode: from the user's frame or array to (n, p) numbers. categorical (p,).
+    precision: relative, of one addition as the library sums its trees.
     """
 
     left: np.ndarray
@@ -107,6 +108,7 @@ class Forest:
     encode: Callable[[Any], Any] | None = None
     categorical: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    precision: float = 1e-13
 
     @property
     def outputs(self) -> int:
@@ -203,6 +205,19 @@ class Forest:
                 for k in np.unique(self.output):
                     total[start : start + 2048, k] += self.value[:, 0][leaf[:, self.output == k]].sum(1)
         return total
+
+    def roundoff(self) -> np.ndarray:
+        """(outputs,): how far the library's sums may be from exact ones.
+
+        T additions of relative precision u err by less than ``λ √T u Σ|v|`` with probability above ``1 - 2 exp(-λ²/2)`` (Higham and Mary 2019);
+        here λ = 8, and Σ|v| is the largest leaf of every tree and the base.
+        """
+        largest = np.maximum.reduceat(np.where(self.left[:, None] < 0, np.abs(self.value), 0.0), self.roots, axis=0)
+        if self.output is None:
+            count, size = np.full(self.outputs, len(self.roots)), largest.sum(0)
+        else:
+            count, size = np.bincount(self.output, minlength=self.outputs), np.bincount(self.output, largest[:, 0], self.outputs)
+        return np.asarray(8 * np.sqrt(count + 1) * self.precision * (size + np.abs(self.base)))
 
 
 def compiled() -> Any:

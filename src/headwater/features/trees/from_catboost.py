@@ -64,6 +64,13 @@ def forest(model: Any) -> Forest | None:
     )
 
 
+def own(model: Any, inputs: Any) -> Any:
+    """The margins that CatBoost itself predicts."""
+    from catboost import CatBoost
+
+    return CatBoost.predict(model, inputs, prediction_type="RawFormulaVal")  # a ranker's own predict takes no type
+
+
 def _loss(told: dict[str, Any]) -> str:
     parameters = told["model_info"].get("params", {})
     parameters = json.loads(parameters) if isinstance(parameters, str) else parameters

@@ -24,6 +24,14 @@ def forest(model: Any) -> Forest | None:
     return _read(model, None) if named(model, "lightgbm.Booster") else None
 
 
+def own(model: Any, inputs: Any) -> Any:
+    """The margins that LightGBM itself predicts. Of a random forest its raw score is the sum over the trees, and the margin their mean."""
+    booster = model.booster_ if named(model, "lightgbm.LGBMModel") else model
+    averaged = "average_output" in booster.model_to_string(num_iteration=1).split("\nTree=")[0].splitlines()
+    rounds = booster.best_iteration if booster.best_iteration > 0 else booster.current_iteration()
+    return booster.predict(inputs, raw_score=True) / (rounds if averaged else 1)
+
+
 def _read(booster: Any, classes: Any) -> Forest:
     head, *bodies = booster.model_to_string().split("\n\n\nend of trees")[0].split("\nTree=")
     about = dict(line.split("=", 1) for line in head.splitlines() if "=" in line)

@@ -24,6 +24,17 @@ def forest(model: Any) -> Forest | None:
     return None
 
 
+def own(model: Any, inputs: Any) -> Any:
+    """The margins that scikit-learn itself predicts; where it shows them through a link only, the link undone."""
+    if named(model, "sklearn.IsolationForest"):
+        return -np.log2(-model.score_samples(inputs)) * average_path_length(model.max_samples_)
+    for name in ("decision_function", "predict_proba"):
+        if hasattr(model, name):
+            return getattr(model, name)(inputs)
+    found = model.predict(inputs)
+    return np.log(found) if getattr(model, "loss", None) in {"poisson", "gamma"} else found
+
+
 def _fitted(model: Any) -> None:
     if not hasattr(model, "n_features_in_"):
         raise InputError(f"a {type(model).__name__} that is not fitted", "a fitted model", "call fit(X, y) first")

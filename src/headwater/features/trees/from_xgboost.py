@@ -11,7 +11,7 @@ from headwater.errors import InputError
 from headwater.features.tables import is_frame, is_sparse, named
 from headwater.features.trees.forest import CATEGORY, DEFAULT_FIRST, NAN_IS_MISSING, Forest, Link, bitset, joined
 
-LOG_LINKS = ("count:poisson", "reg:gamma", "reg:tweedie")
+LOG_LINKS = ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft")
 
 
 def forest(model: Any) -> Forest | None:
@@ -23,6 +23,15 @@ def forest(model: Any) -> Forest | None:
         best = getattr(booster, "best_iteration", None) if _stopped_early(booster) else None
         return _read(booster, classes, best, getattr(model, "missing", np.nan))
     return _read(model, None, None, np.nan) if named(model, "xgboost.Booster") else None
+
+
+def own(model: Any, inputs: Any) -> Any:
+    """The margins that XGBoost itself predicts."""
+    if named(model, "xgboost.XGBModel"):
+        return model.predict(inputs, output_margin=True, validate_features=False)
+    from xgboost import DMatrix
+
+    return model.predict(DMatrix(inputs, enable_categorical=True), output_margin=True, validate_features=False)
 
 
 def _stopped_early(booster: Any) -> bool:
@@ -55,6 +64,7 @@ def _read(booster: Any, classes: Any, best: int | None, absent: Any) -> Forest:
         library=f"XGBoost {kind}",
         sets=tuple(sets),
         single=True,
+        precision=2.0**-24,
         missing=True,
         link=_link(objective),
         classes=_classes(classes, objective, len(base)),
@@ -93,11 +103,14 @@ def _tree(tree: dict[str, Any], scale: float, sets: list[np.ndarray]) -> dict[st
 
 
 def _base(parameters: dict[str, str], objective: str) -> np.ndarray:
-    """Margins without trees. The file holds them as predictions: probabilities for logistic objectives, means for those with a log link."""
+    """Margins without trees. The file holds them as predictions: probabilities for logistic objectives, means for those with a log link.
+
+    In float32, as XGBoost turns one into the other: near probability 1 the margin moves by more than its round-off otherwise.
+    """
     width = max(int(parameters["num_class"]), int(parameters["num_target"]), 1)
-    stored = np.array([float(v) for v in parameters["base_score"].strip("[]").split(",")])
+    stored = np.array([float(v) for v in parameters["base_score"].strip("[]").split(",")], np.float32)
     if objective in {"binary:logistic", "reg:logistic"}:
-        stored = np.log(stored) - np.log1p(-stored)
+        stored = -np.log(1 / stored - 1)
     elif objective in LOG_LINKS:
         stored = np.log(stored)
     return np.broadcast_to(stored, width).astype(float)
