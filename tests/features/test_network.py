@@ -403,6 +403,25 @@ def test_ids_are_explained_at_their_embedding():
     assert several.stderr.shape == (3, 9)
 
 
+def test_a_mean_of_ids_and_a_token_for_quantities_are_refused():
+    with pytest.raises(InputError, match="mean of token ids"):
+        explain(Words().double(), IDS, 1, baseline=hw.baselines.mean(IDS))
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = Words()
+
+        def forward(self, ids, age):
+            return self.words(ids)[:, 0] * age[:, 0]
+
+    both = {"ids": IDS, "age": torch.ones(3, 1)}
+    with pytest.raises(InputError, match="token as the baseline of floating inputs"):
+        explain(Mixed(), both, baseline=hw.baselines.token(3))
+    e = explain(Mixed(), both, baseline={"ids": hw.baselines.token(3), "age": 0.0})
+    assert np.abs(e.residual).max() < 1e-5 and e.values["age"].shape == (3, 1)
+
+
 def test_state_is_left_alone_also_when_something_goes_wrong():
     model, pictures = picture_net(), torch.rand(3, 2, 8, 8)
     before, numbers = states(model), torch.random.get_rng_state()

@@ -75,3 +75,10 @@ def test_shape_is_what_the_next_degree_leaves():
 def test_impossible_counts_are_refused(make, points):
     with pytest.raises(InputError, match="To mend it"):
         make(points)
+
+
+@pytest.mark.parametrize("rule", [quadrature.gauss_legendre(1500), quadrature.gauss_kronrod(301)], ids=repr)
+def test_rules_of_very_many_points_still_know_what_they_leave(rule):
+    assert np.isfinite(rule.shape).all() and abs(np.linalg.norm(rule.shape) - 1) < 1e-12
+    ends = np.concatenate([[0.0], rule.nodes, [1.0]])
+    assert np.abs(rule.gaps @ np.cos(9 * rule.nodes) * 9 - np.diff(np.sin(9 * ends))).max() < 1e-10

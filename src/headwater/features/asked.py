@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import BatchCoupling, InputError
-from headwater.features.baselines import References, references, token
+from headwater.features.baselines import References, mean, references, token
 from headwater.features.calls import Call
 from headwater.features.integrate import Settings
 from headwater.features.layers import Seat, embeddings_of, layers_of, seats_of
@@ -170,6 +170,12 @@ def _against(site: Site, question: Question, x: Points, chunk: int) -> Reference
         parts = list(baseline)
     elif not _ids(baseline):
         return references(baseline, x, question.seed)
+    if any(isinstance(parts[i], token) for i in site.inputs):
+        raise InputError(
+            "a token as the baseline of floating inputs",
+            "one baseline for each input",
+            f"baseline={{{names[site.inputs[0]]!r}: 0.0, {names[site.ids[0]]!r}: hw.baselines.token(0)}}",
+        )
     floats = [references(parts[i], (x[k],), question.seed) for k, i in enumerate(site.inputs)]
     embedded = [_embedded(site, i, parts[i], x[len(site.inputs) + k], question.seed, chunk) for k, i in enumerate(site.ids)]
     found = [*floats, *embedded]
@@ -197,6 +203,8 @@ def _embedded(site: Site, i: int, baseline: Any, x: Tensor, seed: int, chunk: in
         baseline = None if baseline.which == "zero" else int(baseline.which)
     if baseline is None or not _ids(baseline):
         return references(baseline, (x,), seed)
+    if isinstance(baseline, mean):
+        raise InputError("the mean of token ids", "a token, or points of the embedding", "hw.baselines.dataset(ids, 16) averages over examples")
     ids = references(torch.tensor(baseline) if isinstance(baseline, int) else baseline, (call.tensors[i],), seed)
     every, place = torch.arange(call.n, device=call.device), site.ids.index(i)
     points = []

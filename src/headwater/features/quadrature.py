@@ -57,14 +57,17 @@ class Rule:
         With the derivative of a function at the nodes this predicts its changes from node to node. Where the function's values are known
         too, the gap between predicted and real change shows how well the rule sees what happens between its nodes.
         """
-        return _gaps(tuple(self.nodes.tolist()))
+        return _gaps(tuple(self.nodes.tolist()), tuple(self.weights.tolist()) if self.degree == 2 * len(self) - 1 else None)
 
     @property
     def shape(self) -> np.ndarray:
         """(n + 1,) of unit length: the integrals of the polynomial that vanishes at all nodes over the same gaps. What a smooth function leaves."""
-        ends = np.concatenate([[-1.0], 2 * self.nodes - 1, [1.0]])
-        nodal = np.polynomial.legendre.legfromroots(2 * self.nodes - 1)
-        found = np.diff(np.polynomial.legendre.legval(ends, np.polynomial.legendre.legint(nodal)))
+        ends, (at, share) = np.concatenate([[0.0], self.nodes, [1.0]]), np.polynomial.legendre.leggauss(8)
+        places = ends[:-1, None] + np.diff(ends)[:, None] * (1 + at) / 2
+        apart = places[:, :, None] - self.nodes
+        # as logarithms: a product of hundreds of distances is far below the smallest number
+        size, sign = np.log(np.abs(apart)).sum(2), np.sign(apart).prod(2)
+        found = np.diff(ends) * ((sign * np.exp(size - size.max())) @ share)
         return found / np.linalg.norm(found)
 
 
@@ -165,12 +168,14 @@ def _kronrod_matrix(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _gaps(nodes: tuple[float, ...]) -> np.ndarray:
+def _gaps(nodes: tuple[float, ...], weights: tuple[float, ...] | None) -> np.ndarray:
     x = 2 * np.array(nodes) - 1
     n = len(x)
     ends = np.concatenate([[-1.0], x, [1.0]])
     # the polynomial through the values, in Legendre polynomials; each is integrated as (P_{k+1} - P_{k-1}) / (2k + 1)
-    coefficients = np.linalg.inv(np.polynomial.legendre.legvander(x, n - 1))
+    values = np.polynomial.legendre.legvander(x, n - 1)
+    # a Gauss rule sees them as orthogonal; other nodes need a system to be solved
+    coefficients = np.linalg.inv(values) if weights is None else (2 * np.arange(n) + 1)[:, None] * values.T * np.array(weights)
     at = np.polynomial.legendre.legvander(ends, n)
     order = np.arange(1, n)
     integrals = np.concatenate([at[:, 1:2], (at[:, order + 1] - at[:, order - 1]) / (2 * order + 1)], axis=1)
