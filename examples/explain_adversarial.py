@@ -70,7 +70,7 @@ def main(argv=None):
     fooling = adversarial.fgsm(model, *known, SIZE)
     judge = adversarial.detector([look(known[0]), look(noisy(known[0], 1))], look(fooling.inputs[fooling.fooled]))
     alone = adversarial.detector([look(known[0]), look(noisy(known[0], 1))])  # one class: without any attacked example
-    naive = adversarial.detector(look(known[0]))  # and without noise: it flags whatever is not clean
+    naive = adversarial.detector(look(known[0]), look(fooling.inputs[fooling.fooled]))  # without noise: it flags whatever is not clean
     print(judge)
 
     # 3. What it is worth on digits, attacks and noise that it has not seen.
@@ -92,7 +92,7 @@ def main(argv=None):
 
     found = {"explanations, FGSM seen": worth({name: judge(f) for name, f in looks.items()})}
     found["explanations, one class"] = worth({name: alone(f) for name, f in looks.items()})
-    found["explanations, one class, of clean digits alone"] = worth({name: naive(f) for name, f in looks.items()})
+    found["explanations, FGSM seen, no noise among the benign"] = worth({name: naive(f) for name, f in looks.items()})
     found |= {f"plain: {kind}": worth({name: s[kind] for name, s in simple.items()}) for kind in ("softmax", "margin", "roughness")}
     for name, one in found.items():
         print(f"\n{name}")

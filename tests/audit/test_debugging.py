@@ -120,6 +120,16 @@ def test_a_part_that_decides_alone_is_a_shortcut_and_one_that_merely_differs_is_
             assert "SHORTCUT" in repr(first)
 
 
+def test_how_often_a_part_must_decide_is_the_users_to_say():
+    images, labels = lit()
+    model = Corner(3.5)
+    spots = audit.hotspots(hw.explain(model, images, hw.targets.margin(labels, 1 - labels), progress=False), by=labels)
+    low = next(s for s in audit.shortcuts(spots, model, images, labels) if s.of == 1).pasted.low
+    assert 0.1 < low < 0.9
+    for least, expected in ((low - 0.01, True), (low + 0.01, False)):
+        assert next(s for s in audit.shortcuts(spots, model, images, labels, least=least) if s.of == 1).found is expected
+
+
 def test_shortcuts_are_asked_of_the_inputs_that_were_explained():
     images, labels = lit()
     spots = audit.hotspots(images.numpy(), by=labels)
@@ -199,7 +209,7 @@ def test_drift_is_found_and_named_where_it_was_planted():
 
 def test_a_change_of_spread_alone_is_drift_too():
     rng = np.random.default_rng(0)
-    assert audit.drift(rng.normal(size=(400, 3)), 3 * rng.normal(size=(400, 3))).found
+    assert audit.drift(rng.normal(size=(400, 3)), 3 * rng.normal(size=(400, 3))).auc.low > 0.7  # no sum of the values alone tells it
 
 
 def test_without_drift_none_is_found():

@@ -247,7 +247,7 @@ def detector(
 
     Args:
         benign: fingerprints of what must not be flagged: clean inputs, and inputs with harmless noise. With clean ones alone a detector learns
-            "anything not clean" (on images with an exactly black ground, noise is then flagged as surely as an attack).
+            "anything not clean": on images with an exactly black ground the range of attributions alone tells any noise from clean ones.
         attacked: where there are examples: logistic regression of these against the benign. Else one class: the Mahalanobis distance
             ``zᵀ ((1 - shrink) C + shrink I)⁻¹ z`` from the benign.
         ridge: see ``Logistic``. calibrate: share of the benign examples kept back for the thresholds. seed: which.
