@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 
 from headwater.errors import InputError
-from headwater.features import baselines, tables
+from headwater.features import baselines, tables, targets
 
 X = np.arange(12.0).reshape(4, 3)
 FRAME = pd.DataFrame(X, columns=["a", "b", "c"])
@@ -95,7 +95,50 @@ def test_an_unknown_class_is_refused(classes, target, says):
         tables.class_target(classes, target, 2)
 
 
+def test_targets_of_networks_mean_labels_of_estimators():
+    classes, swapped = np.array(["b", "c", "d"]), np.array(["d", "b"])
+    for value, plain in [
+        (targets.output("c"), "c"),
+        (targets.output(["d", "b"]), ["d", "b"]),
+        (targets.margin("d", "b"), ("d", "b")),
+        (targets.margin(swapped, "c"), (swapped, "c")),
+    ]:
+        found, expected = tables.class_target(classes, value, 2), tables.class_target(classes, plain, 2)
+        np.testing.assert_array_equal(found.columns, expected.columns)
+        np.testing.assert_equal(found.against, expected.against)
+        assert found.words == expected.words
+    assert tables.class_target([3, 5], targets.output(None), 1).columns.tolist() == [1]
+    with pytest.raises(InputError, match="one of the classes: 3, 5, 7"):
+        tables.class_target([3, 5, 7], targets.output(1), 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "mend"),
+    [
+        (targets.probability(3), 'output="probability"'),
+        (targets.log_odds(3), r"logit\(model.predict_proba\(X\)"),
+        (targets.loss(np.abs, [1, 2]), r"f\(model.predict_proba\(X\)\)"),
+        (targets.function(np.abs), r"f\(model.predict_proba\(X\)\)"),
+        (np.abs, r"f\(model.predict_proba\(X\)\)"),
+        (targets.continuation(" Paris"), r"f\(model.predict_proba\(X\)\)"),
+        (targets.output((3, 5)), r"margin\(a, b\)"),
+        (targets.margin(5, 5), "against itself"),
+    ],
+)
+def test_other_targets_are_refused_with_what_to_write_instead(target, mend):
+    with pytest.raises(InputError, match=mend):
+        tables.class_target([3, 5, 7], target, 2)
+    if not isinstance(target, targets.output | targets.margin):
+        with pytest.raises(InputError, match=r"f\(model.predict\(X\)\)"):
+            tables.output_target(8, target, 2)
+
+
 def test_an_output_is_its_index():
+    assert tables.output_target(3, targets.output(-1), 2).columns.tolist() == [2, 2]
+    pair = tables.output_target(3, targets.margin([0, 1], 2), 2)
+    assert pair.columns.tolist() == [0, 1] and pair.against.tolist() == [2, 2]
+    with pytest.raises(InputError, match="two outputs"):
+        tables.output_target(3, targets.margin(2, -1), 2)
     assert tables.output_target(1, None, 2).columns.tolist() == [0, 0]
     assert tables.output_target(3, [2, -3], 2).columns.tolist() == [2, 0]
     for count, target in [(2, None), (2, 2), (2, -3), (2, 0.5), (2, [0, 1, 1])]:

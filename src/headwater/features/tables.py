@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
-from headwater.features import baselines
+from headwater.features import baselines, targets
 
 DENSE = 1 << 28
 """Numbers in a dense table, at most: 2 GiB."""
@@ -102,7 +102,7 @@ def column_names(inputs: Any, feature_names: Sequence[str] | None = None) -> tup
 def check_columns(model: Any, count: int, names: Sequence[str] | None) -> None:
     """Raise InputError where the model was fitted on another count of columns, or on columns of other names or in another order."""
     expected = getattr(model, "n_features_in_", None)
-    if expected is not None and expected != count:
+    if expected and expected != count:  # a CatBoost model from a file says 0
         raise InputError(f"inputs with {count} columns", f"the {expected} that {type(model).__name__} was fitted on", "pass the columns that the model was fitted on")
     fitted = getattr(model, "feature_names_in_", None)
     if fitted is not None and names is not None and list(map(str, fitted)) != list(names):
@@ -136,11 +136,16 @@ class Target(NamedTuple):
 def class_target(classes: Any, target: Any, n: int) -> Target:
     """The class that ``target`` means: a label, n labels (one for each example), or a tuple of two labels (the first against the second).
 
-    None means the second class of two. Raises InputError for an unknown label, and for None with more than two classes.
+    ``hw.targets.output(k)`` is the label k, not the class at place k, and ``hw.targets.margin(a, b)`` is the tuple (a, b) of labels. None means
+    the second class of two. Raises InputError for an unknown label, for None with more than two classes, and for targets that are functions
+    of the outputs.
 
     >>> class_target(["cat", "dog"], None, 3).words
     "class 'dog'"
+    >>> class_target(["cat", "dog"], targets.margin("cat", "dog"), 3).words
+    "class 'cat' against class 'dog'"
     """
+    target = _plain(target, "model.predict_proba(X)")
     known = [value.item() if isinstance(value, np.generic) else value for value in classes]
     if target is None:
         if len(known) != 2:
@@ -161,12 +166,48 @@ def class_target(classes: Any, target: Any, n: int) -> Target:
     return Target(np.array([_place(known, label) for label in labels.tolist()]), None, "the class given for each example")
 
 
+def _plain(target: Any, outputs: str) -> Any:
+    """A value of ``hw.targets`` as labels or indices, a pair as a tuple; anything else as it is. ``outputs``: how the user would write the outputs.
+
+    Raises InputError for targets that are functions of the outputs.
+    """
+    if isinstance(target, targets.margin):
+        return target.a, target.b
+    if isinstance(target, targets.output):
+        if isinstance(target.index, tuple):
+            raise InputError(f"target=hw.targets.output({target.index!r}) for an estimator", "one label or index", "hw.targets.margin(a, b) is a against b")
+        return target.index
+    if not (isinstance(target, targets.Target | targets.continuation | targets.span) or callable(target)):
+        return target
+    name = f"hw.targets.{type(target).__name__}" if type(target).__name__ in targets.__all__ else "a function"
+    by_name = {
+        "hw.targets.probability": 'target=label, output="probability"',
+        "hw.targets.log_odds": "explain the function itself: hw.explain(lambda X: scipy.special.logit(model.predict_proba(X)[:, k]), X)",
+    }
+    mend = by_name.get(name) if "proba" in outputs else None
+    raise InputError(
+        f"target={name} for an estimator",
+        "a label of classifiers, an index of other estimators' outputs, one for each example, or hw.targets.margin of two",
+        mend or f"explain the function itself: hw.explain(lambda X: f({outputs}), X)",
+    )
+
+
 def output_target(count: int, target: Any, n: int) -> Target:
-    """Which of ``count`` outputs: an index, or one for each example. None where there is one output.
+    """Which of ``count`` outputs: an index, or one for each example, also as ``hw.targets.output(k)``. None where there is one output.
+
+    ``hw.targets.margin(a, b)`` is output a minus output b. Raises InputError for other targets, and for an index that is not there.
 
     >>> output_target(3, -1, 2).columns
     array([2, 2])
+    >>> output_target(3, targets.margin(0, 2), 2).words
+    'output 0 minus output 2'
     """
+    if isinstance(target, targets.margin):
+        first, second = (output_target(count, index, n) for index in (target.a, target.b))
+        if (first.columns == second.columns).any():
+            raise InputError(f"target={target!r}", "two outputs", "an output minus itself is zero")
+        return Target(first.columns, second.columns, f"{first.words} minus {second.words}")
+    target = _plain(target, "model.predict(X)")
     if target is None:
         if count != 1:
             raise InputError(f"no target, and {count} outputs", "the output that is meant", f"target=0, say (up to {count - 1})")

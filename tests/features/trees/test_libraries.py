@@ -1,6 +1,7 @@
 """Each library's ensembles: the arrays predict what the library predicts, missing values and categories included; and what explain says and refuses."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,8 @@ probability = lambda m, x: m.predict_proba(x)  # noqa: E731
 decision = lambda m, x: m.decision_function(x)  # noqa: E731
 margin = lambda m, x: m.predict(x, output_margin=True)  # noqa: E731
 raw_score = lambda m, x: m.predict(x, raw_score=True)  # noqa: E731
+log_odds = lambda m, x: np.log(m.predict_proba(x)[:, 1] / m.predict_proba(x)[:, 0])  # noqa: E731
+logarithm = lambda m, x: np.log(m.predict(x))  # noqa: E731
 formula = lambda m, x: m.predict(x, prediction_type="RawFormulaVal")  # noqa: E731
 
 MODELS = {
@@ -73,6 +76,7 @@ MODELS = {
     "histograms": (ensemble.HistGradientBoostingRegressor(max_iter=6), GAPS, Y, predict),
     "histograms, categories": (ensemble.HistGradientBoostingRegressor(max_iter=6, categorical_features="from_dtype"), FRAME, MIXED, predict),
     "histograms, classes": (ensemble.HistGradientBoostingClassifier(max_iter=6), GAPS, THREE, decision),
+    "histograms, counts": (ensemble.HistGradientBoostingRegressor(max_iter=6, loss="poisson"), GAPS, np.abs(Y), logarithm),
     "AdaBoost": (ensemble.AdaBoostClassifier(**QUICK), X, TWO, decision),
     "AdaBoost three": (ensemble.AdaBoostClassifier(tree.DecisionTreeClassifier(max_depth=2), **QUICK), X, THREE, decision),
     "XGBoost": (xgb(), GAPS, Y, predict),
@@ -83,6 +87,8 @@ MODELS = {
     "XGBoost two classes": (xgb("Classifier"), GAPS, (TWO == "yes").astype(int), margin),
     "XGBoost three classes": (xgb("Classifier"), GAPS, THREE - 10, margin),
     "XGBoost counts": (xgb(objective="count:poisson"), GAPS, np.abs(Y), margin),
+    "XGBoost hazards": (xgb(objective="survival:cox"), GAPS, np.abs(Y), margin),
+    "XGBoost rare class": (xgb("Classifier", min_child_weight=0), GAPS, (np.arange(N) > 0).astype(int), margin),
     "XGBoost two outputs": (xgb(), GAPS, np.c_[Y, -Y], predict),
     "XGBoost vector leaves": (xgb(multi_strategy="multi_output_tree"), GAPS, np.c_[Y, -Y], predict),
     "XGBoost missing=-9": (xgb(missing=-9), np.nan_to_num(GAPS, nan=-9), Y, predict),
@@ -90,6 +96,7 @@ MODELS = {
     "LightGBM categories": (lgb(), FRAME, MIXED, predict),
     "LightGBM dart": (lgb(boosting_type="dart"), GAPS, Y, predict),
     "LightGBM forest": (lgb(boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), GAPS, Y, predict),
+    "LightGBM forest of classes": (lgb("Classifier", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), GAPS, TWO, log_odds),
     "LightGBM zero is missing": (lgb(zero_as_missing=True), np.where(np.isnan(GAPS), np.nan, ZEROS), Y, predict),
     "LightGBM two classes": (lgb("Classifier"), GAPS, TWO, raw_score),
     "LightGBM three classes": (lgb("Classifier"), FRAME, THREE, raw_score),
@@ -137,6 +144,60 @@ def test_arrays_predict_what_the_library_predicts_and_attributions_complete_it(n
     assert (e.evaluations == 0).all() and e.kind == "table" and np.abs(e.values).max() > 0
     column = known.argmax(1)[:12] if forest.classes and forest.outputs > 2 else np.full(12, 1 if known.shape[1] > 1 else 0)
     np.testing.assert_allclose(e.output, known[np.arange(12), column], atol=tolerance)
+
+
+def test_survival_times_of_xgboost_have_a_log_link():
+    data = xgboost.DMatrix(GAPS)
+    for bound in ("label_lower_bound", "label_upper_bound"):
+        data.set_float_info(bound, np.abs(Y) + 0.1)
+    e = ask(booster := xgboost.train({"objective": "survival:aft", "max_depth": 3, "nthread": 1}, data, 6), GAPS[:9], baseline=GAPS[20], output="prediction")
+    np.testing.assert_allclose(e.output, booster.predict(data)[:9], rtol=1e-5)
+
+
+def wrong_way_round(forest):
+    root = forest.roots[0]
+    left, right = forest.left.copy(), forest.right.copy()
+    left[root], right[root] = right[root], left[root]
+    return replace(forest, left=left, right=right)
+
+
+TAMPERED = {
+    "a split the wrong way round": wrong_way_round,
+    "one tree's leaves 0.01 % higher": lambda forest: replace(forest, value=forest.value * np.where(np.arange(len(forest.value)) < forest.roots[1], 1.0001, 1)[:, None]),
+    "a base": lambda forest: replace(forest, base=forest.base + 1e-4),
+    "nan": lambda forest: replace(forest, base=forest.base + np.nan),
+}
+EACH = {"boosting": "scikit-learn GradientBoostingRegressor", "XGBoost": "XGBoost gbtree", "LightGBM": "LightGBM gbdt", "CatBoost": "CatBoost"}
+
+
+@pytest.mark.parametrize("tampered", TAMPERED)
+@pytest.mark.parametrize("name", EACH)
+def test_trees_that_predict_anything_but_what_the_library_predicts_are_refused(name, tampered, fitted, monkeypatch):
+    model, (_, inputs, *_) = fitted(name), MODELS[name]
+    forest = TAMPERED[tampered](trees.forest_of(model))
+    monkeypatch.setattr(trees, "forest_of", lambda model: forest)
+    version = {"boosting": pytest.importorskip("sklearn"), "XGBoost": xgboost, "LightGBM": lightgbm, "CatBoost": catboost}[name].__version__
+    with pytest.raises(hw.errors.InputError, match=f"{EACH[name]} {version}.*another prediction") as caught:
+        ask(model, inputs[:100])
+    assert "hw.explain(model.predict, X)" in caught.value.mend
+
+
+def test_outputs_that_the_library_does_not_have_are_refused(fitted, monkeypatch):
+    forest = trees.forest_of(fitted("XGBoost"))
+    monkeypatch.setattr(trees, "forest_of", lambda model: replace(forest, base=np.zeros(2)))
+    with pytest.raises(hw.errors.InputError, match="2 outputs, where the library predicts 1"):
+        ask(fitted("XGBoost"), X[:3], 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 200])
+def test_the_library_is_asked_about_few_rows_from_first_to_last(count, fitted, monkeypatch):
+    seen = []
+    own = trees.from_sklearn.own
+    monkeypatch.setattr(trees.from_sklearn, "own", lambda model, inputs: (seen.append(inputs), own(model, inputs))[1])
+    ask(fitted("boosting"), X[:count])
+    (asked,) = seen
+    assert len(asked) == min(count, 16)
+    np.testing.assert_array_equal(asked[[0, -1]], X[[0, count - 1]])
 
 
 @pytest.mark.parametrize("name", [name for name, (model, *_) in MODELS.items() if hasattr(model, "predict_proba")])
@@ -233,6 +294,9 @@ def test_targets_are_labels(fitted):
     np.testing.assert_array_equal(e.values, each.values)
     pair = ask(model, GAPS[:20], (12, 10), baseline=GAPS[30])
     np.testing.assert_allclose(pair.values, ask(model, GAPS[:20], 12, baseline=GAPS[30]).values - ask(model, GAPS[:20], 10, baseline=GAPS[30]).values, atol=1e-13)
+    np.testing.assert_array_equal(ask(model, GAPS[:20], hw.targets.margin(12, 10), baseline=GAPS[30]).values, pair.values)
+    outputs = [ask(fitted("two outputs"), GAPS[:9], target, baseline=GAPS[30]).values for target in (hw.targets.margin(0, 1), 0, 1)]
+    np.testing.assert_allclose(outputs[0], outputs[1] - outputs[2], atol=1e-13)
     two = fitted("boosting two classes")
     assert ask(two, X[:2], baseline=X[9]).target == "margin of class 'yes'"
     with pytest.raises(hw.errors.InputError, match=r"(?s)target=1.*'no', 'yes'"):

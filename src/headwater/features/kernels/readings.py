@@ -63,7 +63,8 @@ def of_outputs(count: int) -> Aim:
 
     def aim(target: Any, n: int) -> tuple[Array, str]:
         found = output_target(count, target, n)
-        return np.eye(count)[found.columns], found.words
+        rows = np.eye(count)
+        return rows[found.columns] - (0 if found.against is None else rows[found.against]), found.words
 
     return aim
 
