@@ -101,6 +101,7 @@ MODELS = {
     "LightGBM two classes": (lgb("Classifier"), GAPS, TWO, raw_score),
     "LightGBM three classes": (lgb("Classifier"), FRAME, THREE, raw_score),
     "CatBoost": (catboost.CatBoostRegressor(**CAT), GAPS, Y, predict),
+    "CatBoost counts": (catboost.CatBoostRegressor(loss_function="Poisson", **CAT), GAPS, np.abs(Y), formula),
     "CatBoost lossguide": (catboost.CatBoostRegressor(grow_policy="Lossguide", **CAT), GAPS, Y, predict),
     "CatBoost missing high": (catboost.CatBoostRegressor(nan_mode="Max", **CAT), GAPS, Y, predict),
     "CatBoost two classes": (catboost.CatBoostClassifier(**CAT), GAPS, TWO, formula),
@@ -180,6 +181,28 @@ def test_trees_that_predict_anything_but_what_the_library_predicts_are_refused(n
     with pytest.raises(hw.errors.InputError, match=f"{EACH[name]} {version}.*another prediction") as caught:
         ask(model, inputs[:100])
     assert "hw.explain(model.predict, X)" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: lgb(reg_sqrt=True), lambda: lgb(objective="cross_entropy_lambda"), lambda: xgb(objective="binary:hinge")],
+    ids=["square", "log of one plus exp", "hinge"],
+)
+def test_links_that_are_not_known_are_left_to_the_library(make):
+    model = make().fit(GAPS, (Y > 0) * 1.0)
+    assert ask(model, GAPS[:20], baseline=GAPS[30]).target.startswith("margin of")
+    with pytest.raises(hw.errors.InputError, match=r"output='prediction'.*own predictions"):
+        ask(model, GAPS[:20], baseline=GAPS[30], output="prediction")
+
+
+@pytest.mark.parametrize("name", [name for name, (model, *_) in MODELS.items() if not hasattr(model, "predict_proba")])
+def test_predictions_are_the_library_s_own(name, fitted):
+    model, (_, inputs, *_) = fitted(name), MODELS[name]
+    target = 1 if trees.forest_of(model).outputs > 1 else None
+    baseline = inputs.iloc[[20]] if isinstance(inputs, pd.DataFrame) else inputs[20]
+    e = ask(model, rows(inputs, 9), target, baseline=baseline, output="prediction")
+    np.testing.assert_allclose(e.output, np.asarray(model.predict(rows(inputs, 9))).reshape(9, -1)[:, target or 0], rtol=1e-5, atol=1e-6)
+    assert np.abs(e.residual).max() < 1e-9
 
 
 def test_outputs_that_the_library_does_not_have_are_refused(fitted, monkeypatch):

@@ -70,10 +70,13 @@ def _adapter(family: str) -> Any:
 def _agrees(forest: Forest, question: Question, margins: np.ndarray) -> None:
     """Raise InputError where ``margins`` (n, outputs) are not what the library itself predicts, for up to CHECKED rows from first to last."""
     family = cast(str, _family(question.model))
+    library = _adapter(family)
     rows = np.unique(np.linspace(0, len(margins) - 1, CHECKED).round().astype(int))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names of columns, which were checked
-        known = np.asarray(_adapter(family).own(question.model, _some(forest, question.inputs, rows)), dtype=float).reshape(len(rows), -1)
+        some = _some(forest, question.inputs, rows)
+        known = np.asarray(library.own(question.model, some), dtype=float).reshape(len(rows), -1)
+        linked = None if question.output in (None, "margin") else np.asarray(library.predicted(question.model, some), dtype=float).reshape(len(rows), -1)
     version = getattr(sys.modules[family], "__version__", "of no version")
     expected = ("the library's own prediction", "explain the function instead: hw.explain(model.predict, X)")
     if known.shape[1] != forest.outputs:
@@ -83,6 +86,21 @@ def _agrees(forest: Forest, question: Question, margins: np.ndarray) -> None:
         row, column = map(int, np.argwhere(off)[0])
         pair = f"{margins[rows[row], column]:.9g}, not {known[row, column]:.9g}"
         raise InputError(f"the trees of {forest.library} {version}, which as they were read give another prediction for row {rows[row]}: {pair}", *expected)
+    if linked is not None:
+        _link_agrees(forest, question, forest.link(margins[rows]), linked)
+
+
+def _link_agrees(forest: Forest, question: Question, shown: np.ndarray, known: np.ndarray) -> None:
+    """Raise InputError where ``shown`` (n, outputs), margins through the link, are not what the library predicts; of two classes it may give both."""
+    known = known[:, 1:] if shown.shape[1] == 1 and known.shape[1] == 2 else known
+    # Each link changes relatively at most as much as the margins do absolutely.
+    allowed = 4 * (max(1.0, forest.link.slope) * forest.roundoff().max() + 1e-6) * np.abs(known).max()
+    if shown.shape != known.shape or not (np.abs(shown - known) <= allowed).all():
+        raise InputError(
+            f"output={question.output!r} of {forest.library}, whose own predictions are no {forest.link.kind} function of its margins",
+            "the margins",
+            "leave output out, or explain the function itself: hw.explain(model.predict, X)",
+        )
 
 
 def _some(forest: Forest, inputs: Any, rows: np.ndarray) -> Any:

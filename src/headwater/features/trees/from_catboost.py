@@ -71,6 +71,14 @@ def own(model: Any, inputs: Any) -> Any:
     return CatBoost.predict(model, inputs, prediction_type="RawFormulaVal")  # a ranker's own predict takes no type
 
 
+def predicted(model: Any, inputs: Any) -> Any:
+    """What CatBoost itself predicts through the link."""
+    from catboost import CatBoost
+
+    kind = {"sigmoid": "Probability", "softmax": "Probability", "exp": "Exponent"}.get(LINKS.get(str(model.get_all_params().get("loss_function")).split(":")[0], ""))
+    return model.predict(inputs) if kind is None else CatBoost.predict(model, inputs, prediction_type=kind)
+
+
 def _loss(told: dict[str, Any]) -> str:
     parameters = told["model_info"].get("params", {})
     parameters = json.loads(parameters) if isinstance(parameters, str) else parameters

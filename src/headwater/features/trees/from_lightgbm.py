@@ -15,6 +15,10 @@ MISSING = np.array([0, ZERO_IS_MISSING, NAN_IS_MISSING, NAN_IS_MISSING], np.uint
 """LightGBM's missing_type, bits 2 and 3 of decision_type: none, zero, NaN."""
 
 
+OTHER_LINKS = {"sqrt", "cross_entropy_lambda"}
+"""Marks of objectives whose link is none of ours: their margins are explained, their predictions are not."""
+
+
 def forest(model: Any) -> Forest | None:
     """The forest of an LGBMModel or a Booster; None for anything else."""
     if named(model, "lightgbm.LGBMModel"):
@@ -30,6 +34,11 @@ def own(model: Any, inputs: Any) -> Any:
     averaged = "average_output" in booster.model_to_string(num_iteration=1).split("\nTree=")[0].splitlines()
     rounds = booster.best_iteration if booster.best_iteration > 0 else booster.current_iteration()
     return booster.predict(inputs, raw_score=True) / (rounds if averaged else 1)
+
+
+def predicted(model: Any, inputs: Any) -> Any:
+    """What LightGBM itself predicts through the link."""
+    return (model.booster_ if named(model, "lightgbm.LGBMModel") else model).predict(inputs)
 
 
 def _read(booster: Any, classes: Any) -> Forest:
@@ -57,7 +66,7 @@ def _read(booster: Any, classes: Any) -> Forest:
         missing=True,
         link=link,
         classes=labels,
-        margin="prediction" if link.kind == "identity" else "margin",
+        margin="prediction" if link.kind == "identity" and not OTHER_LINKS & set(about.get("objective", "").split()) else "margin",
         names=None if names == [f"Column_{k}" for k in range(p)] else tuple(names),
         encode=lambda inputs: _encoded(inputs, categories),
         categorical=asks,

@@ -35,6 +35,12 @@ def own(model: Any, inputs: Any) -> Any:
     return np.log(found) if getattr(model, "loss", None) in {"poisson", "gamma"} else found
 
 
+def predicted(model: Any, inputs: Any) -> Any:
+    """What scikit-learn itself predicts through the link."""
+    name = next(name for name in ("score_samples", "predict_proba", "predict") if hasattr(model, name))
+    return getattr(model, name)(inputs)
+
+
 def _fitted(model: Any) -> None:
     if not hasattr(model, "n_features_in_"):
         raise InputError(f"a {type(model).__name__} that is not fitted", "a fitted model", "call fit(X, y) first")

@@ -34,6 +34,15 @@ def own(model: Any, inputs: Any) -> Any:
     return model.predict(DMatrix(inputs, enable_categorical=True), output_margin=True, validate_features=False)
 
 
+def predicted(model: Any, inputs: Any) -> Any:
+    """What XGBoost itself predicts through the link."""
+    if named(model, "xgboost.XGBModel"):
+        return (model.predict_proba if hasattr(model, "predict_proba") else model.predict)(inputs, validate_features=False)
+    from xgboost import DMatrix
+
+    return model.predict(DMatrix(inputs, enable_categorical=True), validate_features=False)
+
+
 def _stopped_early(booster: Any) -> bool:
     return booster.attr("best_iteration") is not None
 
@@ -68,7 +77,7 @@ def _read(booster: Any, classes: Any, best: int | None, absent: Any) -> Forest:
         missing=True,
         link=_link(objective),
         classes=_classes(classes, objective, len(base)),
-        margin="margin" if _link(objective).kind != "identity" else "prediction",
+        margin="prediction" if _link(objective).kind == "identity" and objective != "binary:hinge" else "margin",
         names=tuple(map(str, learner["feature_names"])) or None,
         encode=_encoder(grown.get("cats", {}).get("enc", []), learner["feature_names"], absent),
         categorical=asks,
