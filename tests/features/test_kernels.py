@@ -7,7 +7,7 @@ from sklearn import cross_decomposition, discriminant_analysis, gaussian_process
 from sklearn.gaussian_process import kernels as gp
 
 from headwater.errors import InputError
-from headwater.features import baselines, kernels
+from headwater.features import baselines, kernels, targets
 from headwater.features.kernels import estimators, functions, readings
 from headwater.features.kernels.panels import bisected
 from headwater.features.kernels.paths import Effort, by_points
@@ -233,6 +233,13 @@ def test_a_linear_model_is_weight_times_difference_and_ignores_what_it_ignores()
     e = ask(model)
     assert (model.coef_ == 0).any()
     np.testing.assert_array_equal(e.values, model.coef_ * (X - B))
+
+
+def test_a_margin_of_two_outputs_is_their_difference():
+    model = linear_model.Ridge().fit(X, np.c_[X[:, 0], -X[:, 1], X[:, 2] + X[:, 0]])
+    pair, first, second = (ask(model, X[:5], target=target).values for target in (targets.margin(2, 0), 2, targets.output(0)))
+    np.testing.assert_allclose(pair, first - second, atol=1e-14)
+    assert np.abs(second).max() > 0.1
 
 
 def test_the_class_of_a_multiclass_machine_is_the_sum_of_its_pairs():
