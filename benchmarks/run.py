@@ -63,12 +63,13 @@ def main() -> None:
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    place = given.place or Path(tempfile.mkdtemp(prefix="headwater-bench-"))
-    for name in given.parts or PARTS:
-        text = f"{PARTS[name](place / name, given.tiny, given.repeats)}\n{machine()}; {given.repeats} runs{', in miniature' * given.tiny}.\n"
-        print(text, flush=True)
-        if given.write:
-            write(name, text)
+    with tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
+        for name in given.parts or PARTS:
+            made = PARTS[name]((given.place or Path(folder)) / name, given.tiny, given.repeats)
+            text = f"{made}\n{machine()}; {given.repeats} runs{', in miniature' * given.tiny}.\n"
+            print(text, flush=True)
+            if given.write:
+                write(name, text)
 
 
 def write(name: str, text: str) -> None:
