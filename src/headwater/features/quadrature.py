@@ -27,7 +27,8 @@ class Rule:
         nodes, weights: (n,) float64, nodes ascending.
         degree: polynomials up to this degree are integrated exactly.
         embedded: (n,) weights of a rule of lower degree on some of the same nodes (a Gauss-Kronrod pair), or None: the difference of
-            the two integrals estimates the error for no further evaluation.
+            the two integrals estimates the error for no further evaluation. For those who want the pair; ``explain`` itself estimates
+            its error from the values of f between the nodes (``line.unseen``), whatever the Gaussian rule.
 
     >>> gauss_legendre(2)
     Gauss-Legendre(2)
