@@ -83,12 +83,12 @@ def _shapes(example: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in leaves(example)]
 
 
-def methods_of(method: Any, kind: type[Any]) -> tuple[list[Any], bool]:
+def methods_of(method: Any, kinds: tuple[type[Any], ...]) -> tuple[list[Any], bool]:
     """The single methods in what was passed as ``method``, and whether a list is the answer's shape."""
     given = list(method) if isinstance(method, Sequence) else [method]
     out: list[Any] = []
     for item in given:
-        if isinstance(item, type) or not isinstance(item, kind):
+        if isinstance(item, type) or not isinstance(item, kinds):
             raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", "construct it: hw.Source()")
         out += item.sweep() if isinstance(getattr(item, "damping", None), tuple) else [item]
     if not out:

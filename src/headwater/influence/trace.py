@@ -2,73 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from headwater.errors import InputError
-from headwater.influence.engine import Engine
-from headwater.influence.jobs import Job, guarded
 from headwater.influence.methods import Method, Table
-from headwater.influence.queries import Asked, ask, check, methods_of
-from headwater.influence.scoring import QuerySide, passes, query_gradients, score_pass
-from headwater.influence.vectors import is_rank_one
-from headwater.report.numbers import duration
+from headwater.influence.queries import ask, check, methods_of
+from headwater.influence.request import Answering, Request, Scorer
+from headwater.influence.tabled import by_tables, self_by_tables
 from headwater.result import TrainingScores
-from headwater.store import content_hash
-from headwater.tasks import Measure, fingerprint
-from headwater.tasks.batches import to
-from headwater.tasks.code import code_digest, task_identity
+from headwater.tasks import Measure
 from headwater.training import Run
 
 BUDGET = 2**30  # bytes for the query side of one chunk, when nothing else is said: a second chunk costs every pass again
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a trace will do, told before it starts: chunks of queries, passes over training data, memory and work."""
-
-    methods: tuple[str, ...]
-    queries: int
-    train: int
-    chunk: int
-    chunks: int
-    passes: int
-    examples: int
-    query_bytes: int
-    factor_bytes: int
-    score_bytes: int
-    batch_size: int
-    seconds: float
-    coverage: dict[str, int]
-
-    def __str__(self) -> str:
-        rules = ", ".join(f"{count:,} by {rule}" for rule, count in sorted(self.coverage.items(), key=lambda item: -item[1]))
-        chunks = f" in each of {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""
-        memory = f"queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}"
-        lines = (
-            f"{len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients{chunks}",
-            f"{self.examples:,} example gradients in all, about {duration(self.seconds)} by one timed batch; batches of {self.batch_size}",
-            f"memory: {memory}",
-            f"parameters: {rules}",
-        )
-        return "\n".join("headwater: " + line for line in lines)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 2**20:,.0f} MB"
-
-
 def trace(
     run: Run,
     queries: Any,
-    method: Method | list[Method],
+    method: Any,
     *,
     measure: Measure | None = None,
     batch_size: int | None = None,
@@ -103,41 +54,28 @@ def trace(
     Work that was interrupted resumes when the same call is made again, and gives the identical result. Curvature is kept in the
     run's directory, keyed by a hash of weights, data and settings.
     """
-    tables, many = _tables(run, method)
-    engine = Engine.of(run, batch_size)
-    asked = ask(queries, run.stages[-1].task, measure)
-    engine.load((run.checkpoints[-1],))
-    check(asked, engine.model, run.stages[-1].data, run.device)
-    work = passes(tables, engine)
-    plan = _plan(engine, tables, asked, memory)
-    # the place in the job depends on chunks and batches: they are part of its name
-    questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
-    key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, tolerance)
-    tolerance = _tolerance(engine, tolerance)
-    job = Job(run.store, key, [(asked.count, run.size)] * len(tables), _dtype(engine))
+    methods, many = methods_of(_run(run, method), (Method, Scorer, Answering))
+    request = Request(run, ask(queries, run.stages[-1].task, measure), batch_size, memory, tolerance, progress)
+    tables = {k: m.plan(run) for k, m in enumerate(methods) if isinstance(m, Method)}
+    results: dict[int, TrainingScores] = dict(zip(tables, by_tables(request, list(tables.values())), strict=True)) if tables else {}
+    for k, m in enumerate(methods):
+        if k not in tables:
+            results[k] = _answer(m, request)
+    return [results[k] for k in range(len(methods))] if many else results[0]
 
-    def go() -> None:
-        for c in range(job.place[0], plan.chunks):
-            rows = slice(c * plan.chunk, min((c + 1) * plan.chunk, asked.count))
-            side = QuerySide(engine, tables, query_gradients(engine, asked, (run.checkpoints[-1],), rows), asked, rows, tolerance)
-            for p, (where, uses) in enumerate(work.items()):
-                seen = side.prepare(uses)
-                done, stage = job.place[2] if job.place[:2] == (c, p) else 0, run.stages[where[0]]
-                if job.place[:2] <= (c, p):
-                    for ids, added in score_pass(engine, where, seen, np.arange(done, stage.size), paired=False):
-                        for s, block in zip(seen, added, strict=True):
-                            job.add(s.use.method, rows, stage.columns.start + ids, block)
-                        job.reach(c, p, int(ids[-1]) + 1)
-                side.release(uses)
-            job.reach(c + 1, 0, 0)
 
-    results = _carried_out(engine, tables, plan, job, go, progress, asked.names)
-    return results if many else results[0]
+def _answer(method: Scorer | Answering, request: Request) -> TrainingScores:
+    """The answer of a method that is no table."""
+    check(request.asked, request.run.load(request.run.model(), request.run.checkpoints[-1]), request.run.stages[-1].data, request.run.device)
+    if isinstance(method, Answering):
+        return method.answer(request)
+    parts = method.parts(request)
+    return TrainingScores(method.combine([parts.arrays]), None, parts.name, parts.unit, request.asked.names, provenance=parts.provenance)
 
 
 def self_influence(
     run: Run,
-    method: Method | list[Method],
+    method: Any,
     *,
     measure: Measure | None = None,
     batch_size: int | None = None,
@@ -153,165 +91,14 @@ def self_influence(
     Returns:
         :class:`TrainingScores` of shape (1, training examples), or a list of them for a list of methods.
     """
-    tables, many = _tables(run, method)
-    engine = Engine.of(run, batch_size)
-    work = passes(tables, engine)
-    asked = [ask(stage.data, stage.task, measure) for stage in run.stages]
-    plan = _plan(engine, tables, asked[-1], memory, paired=True)
-    key = content_hash("self-1", _identity(run, tables, engine), [code_digest(a.measure, held=True) for a in asked], plan.chunk, tolerance)
-    tolerance = _tolerance(engine, tolerance)
-    job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
-    chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]
-
-    def go() -> None:
-        for c, (stage, start) in list(enumerate(chunks))[job.place[0] :]:
-            rows = slice(start, min(start + plan.chunk, stage.size))
-            about = asked[stage.index]
-            base = query_gradients(engine, about, (run.checkpoints[-1],), rows)
-            side = QuerySide(engine, tables, base, about, rows, tolerance)
-            parts: list[tuple[int, np.ndarray, torch.Tensor]] = []
-            for where, uses in work.items():
-                seen = side.prepare(uses)
-                if where[0] == stage.index:
-                    parts += _diagonal(engine, where, seen, rows)
-                side.release(uses)
-            for method_index, ids, block in parts:
-                job.add(method_index, slice(0, 1), stage.columns.start + ids, block)
-            job.reach(c + 1, 0, 0)
-
-    results = _carried_out(engine, tables, plan, job, go, progress, ("self",))
+    methods, many = methods_of(_run(run, method), (Method,))
+    tables: list[Table] = [m.plan(run) for m in methods]
+    results = self_by_tables(run, tables, measure=measure, batch_size=batch_size, memory=memory, tolerance=tolerance, progress=progress)
     return results if many else results[0]
 
 
-def _carried_out(
-    engine: Engine, tables: list[Table], plan: Plan, job: Job, work: Callable[[], None], show: bool, names: tuple[str, ...] | None
-) -> list[TrainingScores]:
-    """Do the work under a plan and a bar, keep what was computed whatever stops it, and hand out the scores with what they cost."""
-    started = time.perf_counter()
-    with _progress(engine, plan, show, job):
-        guarded(job, work)
-    job.finish()
-    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
-    return [_result(table, scores, names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
-
-
-def _diagonal(engine: Engine, where: Any, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-    """Scores of query i with example i for one chunk, batch by batch of the chunk."""
-    parts = []
-    for start in range(rows.start, rows.stop, engine.batch_size):
-        stop = min(start + engine.batch_size, rows.stop)
-        cut = slice(start - rows.start, stop - rows.start)
-        part = [replace(s, vectors={n: v.part(cut) for n, v in s.vectors.items()}, norms=None if s.norms is None else s.norms[cut]) for s in seen]
-        for ids, added in score_pass(engine, where, part, np.arange(start, stop), paired=True):
-            parts += [(s.use.method, ids, block) for s, block in zip(part, added, strict=True)]
-    return parts
-
-
-def _tables(run: Run, method: Any) -> tuple[list[Table], bool]:
+def _run(run: Any, method: Any) -> Any:
+    """The method, where ``run`` is one to ask."""
     if not isinstance(run, Run):
         raise InputError(f"a {type(run).__name__} where a run belongs", "a hw.Run", "hw.Run.open(path, build=, train=, task=), or recorder.finish()")
-    methods, many = methods_of(method, Method)
-    return [m.plan(run) for m in methods], many
-
-
-def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
-    """What the scores depend on besides the queries."""
-    weights = sorted({step for table in tables for row in table.rows for w in row.at for step in w} | {run.checkpoints[-1]})
-    data = [[s.fingerprint, task_identity(s.task)] for s in run.stages]
-    return [[run.weights_hash(step) for step in weights], list(map(repr, tables)), data, engine.batch_size]
-
-
-def _tolerance(engine: Engine, tolerance: float | None) -> float:
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise InputError(f"tolerance={tolerance}", "a relative error from 0 (exact) to below 1", "leave it out for 1e-4")
-    return (0.0 if _dtype(engine) == torch.float64 else 1e-4) if tolerance is None else tolerance
-
-
-def _dtype(engine: Engine) -> torch.dtype:
-    lowest = torch.float32
-    for p in engine.model.parameters():
-        lowest = torch.promote_types(lowest, p.dtype)
-    return lowest
-
-
-def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired: bool = False) -> Plan:
-    work, run = passes(tables, engine), engine.run
-    width = _query_bytes(engine, tables, asked)
-    chunk = int(max(1, min(asked.count, memory // max(1, width))))
-    chunks = -(-asked.count // chunk)
-    streamed = sum(run.stages[stage].size for stage, _ in work) * (1 if paired else chunks)
-    fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None}
-    factors = sum(b.size + (b.shape[1] ** 2 + b.shape[2] ** 2) * b.shape[0] * b.matrix if b.matrix else b.size for b in engine.capture.blocks.values())
-    coverage: dict[str, int] = {}
-    sizes = {n: p.numel() for n, p in engine.model.named_parameters(remove_duplicate=False)}
-    for name, rule in engine.capture.coverage.items():
-        coverage[rule] = coverage.get(rule, 0) + sizes[name]
-    examples = streamed + sum(engine.cost(fit) for fit in fits)
-    return Plan(
-        methods=tuple(table.name for table in tables),
-        queries=asked.count,
-        train=run.size,
-        chunk=chunk,
-        chunks=chunks,
-        passes=len(work),
-        examples=examples,
-        query_bytes=chunk * width,
-        factor_bytes=4 * factors * len(fits),
-        score_bytes=4 * asked.count * run.size * len(tables),
-        batch_size=engine.batch_size,
-        seconds=examples * engine.seconds_per_example,
-        coverage=coverage,
-    )
-
-
-def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
-    """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and the raw ones. A layer
-    applied once per example keeps factors, its own and those in the eigenbasis, where nothing has carried the query yet."""
-    probe = to(asked.examples[0].batch(range(1)), engine.run.device)
-    gradients = engine.capture.gradients(asked.measure, probe)
-    number = torch.empty(0, dtype=_dtype(engine)).element_size()
-    factored = {n for n, g in gradients.items() if asked.names is None and is_rank_one(g)}
-    whole = {n: block.size for n, block in engine.capture.blocks.items()}
-    light = sum(2 * sum(engine.capture.blocks[n].shape[1:]) if n in factored else size for n, size in whole.items())
-    last = [max(range(len(table.rows)), key=lambda r: max(table.rows[r].at[-1])) for table in tables]
-    loads = [
-        sum(light if use.index == last[use.method] or use.row.psi is None else sum(whole.values()) for use in uses) for uses in passes(tables, engine).values()
-    ]
-    # while a query is carried, it is there before and after: twice, unless it was still raw
-    carried = sum(whole.values()) * sum(min(2, sum(row.psi is not None for row in table.rows[1:])) for table in tables)
-    return number * (max(loads) + carried + light)
-
-
-class _progress:
-    """The plan, then a bar over example gradients, on stderr; nothing at all with progress=False."""
-
-    def __init__(self, engine: Engine, plan: Plan, show: bool, job: Job) -> None:
-        self.engine, self.plan, self.show, self.job = engine, plan, show, job
-
-    def __enter__(self) -> None:
-        if self.show:
-            print(self.plan, file=sys.stderr)
-            if self.job.resumed:
-                print("headwater: resuming interrupted work", file=sys.stderr)
-        self.bar = tqdm(total=self.plan.examples, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
-        self.engine.advance = self.bar.update
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.close()
-        if self.show and kind is KeyboardInterrupt:
-            print("headwater: stopped; what was computed is kept, and the same call continues there", file=sys.stderr)
-        self.engine.advance = lambda n: None
-
-
-def _result(table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, cost: dict[str, Any], engine: Engine) -> TrainingScores:
-    run = engine.run
-    provenance = {
-        "run": str(run.path),
-        "method": table.name,
-        "checkpoints": sorted({step for row in table.rows for w in row.at for step in w}),
-        "weights": run.weights_hash(run.checkpoints[-1]),
-        "data": [stage.fingerprint for stage in run.stages],
-        "coverage": engine.capture.coverage,
-        "cost": cost,
-    }
-    return TrainingScores(values=scores.numpy(), stderr=None, method=table.name, unit=table.unit, query_names=names, provenance=provenance)
+    return method

@@ -56,6 +56,7 @@ class Run:
     """A recorded training. Made by ``Recorder.finish()``, :meth:`open` or :meth:`from_checkpoints`.
 
     ``path``: the run directory. ``stages``: in the order of training. ``device``: where the model is put to be traced.
+    ``variant``: names what a view of the run changed about its model (dropout masks, say); part of the names of all saved work.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Run:
     stages: tuple[Stage, ...]
     build: Callable[[], nn.Module]
     device: torch.device
+    variant: str = ""
 
     @classmethod
     def open(cls, path: str | Path, *, build: Callable[[], nn.Module], train: Any, task: Any, device: torch.device | str | None = None) -> Run:
@@ -171,9 +173,7 @@ class Run:
     def _tensors(self, step: int) -> dict[str, Tensor]:
         checksum, file = self.weights_hash(step), checkpoint_file(self.path, step)
         if not file.exists():
-            raise MissingCheckpoint(
-                f"{file} is missing; the manifest names it", "the file as it was recorded", "restore it from a copy, or record the training again"
-            )
+            raise MissingCheckpoint(f"{file} is missing; the manifest names it", "the file as it was recorded", "restore it from a copy, or record the training again")
         return read_tensors(file, checksum)
 
     def weights(self, step: int) -> dict[str, Tensor]:
@@ -278,9 +278,7 @@ def stages_of(manifest: dict[str, Any], data: Sequence[Any], tasks: Sequence[Tas
         examples = Examples(train, task.collate)
         columns = range(column, column + len(examples))
         record = OptimizerRecord.from_json(facts["optimizer"])
-        out.append(
-            Stage(index, facts["name"], facts["start"], facts["stop"], examples, task, record, facts["data"]["fingerprint"], facts["reduction"], columns)
-        )
+        out.append(Stage(index, facts["name"], facts["start"], facts["stop"], examples, task, record, facts["data"]["fingerprint"], facts["reduction"], columns))
         column = columns.stop
     return tuple(out)
 
@@ -330,4 +328,3 @@ def _check_model(model: nn.Module, manifest: dict[str, Any], path: Path) -> None
                 "the architecture that was recorded",
                 "make build() return that model (the same classes, sizes, dtype, and weights tied alike)",
             )
-
