@@ -213,3 +213,16 @@ def test_adult_without_pandas_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingExtra, match="pip install"):
         data.adult()
+
+
+def test_austen_is_the_text_that_was_vendored_from_first_word_to_last():
+    with resources.as_file(resources.files(data) / "austen.txt.xz") as path:
+        assert hashlib.sha256(lzma.decompress(path.read_bytes())).hexdigest()[:16] == "b6a140dee7fe140f"
+    novels = data.austen()
+    assert list(novels) == ["Northanger Abbey", "Persuasion"]
+    northanger, persuasion = novels.values()
+    assert northanger.startswith("NORTHANGER ABBEY") and northanger.endswith("Vol. II, Rambler.")
+    assert persuasion.startswith("Persuasion") and persuasion.endswith("Finis")
+    assert [text.count("Wentworth") > 100 for text in (northanger, persuasion)] == [False, True]
+    assert [text.count("Tilney") > 100 for text in (northanger, persuasion)] == [True, False]
+    assert all("Gutenberg" not in text and text.isascii() and max(map(len, text.split("\n"))) <= 73 for text in novels.values())

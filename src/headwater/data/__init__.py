@@ -3,7 +3,8 @@
     train, test = hw.data.split(hw.data.mnist(), train=4500)          # each a batch (images, labels)
     noisy, flipped = hw.data.flip_labels(train[1], fraction=0.05)     # known label errors to look for
 
-``mnist()``, ``concrete()`` and ``motions()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails.
+``mnist()``, ``concrete()`` and ``motions()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails,
+``austen()`` two novels.
 
 Everything here is deterministic: the same numbers on every machine and with every version of numpy and torch. A leaf of the
 house: it knows tensors and nothing of models or methods. Sources and licences are in each docstring and in the file NOTICE.
@@ -26,7 +27,7 @@ from headwater.errors import InputError, MissingExtra
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CONCRETE_FEATURES", "MOTIONS", "MOTION_SENSORS", "adult", "concrete", "flip_labels", "mnist", "motions", "spam", "split"]
+__all__ = ["CONCRETE_FEATURES", "MOTIONS", "MOTION_SENSORS", "adult", "austen", "concrete", "flip_labels", "mnist", "motions", "spam", "split"]
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
@@ -112,6 +113,23 @@ def adult() -> tuple[pandas.DataFrame, pandas.DataFrame]:
     columns = {name: stored[f"{name}/names"].astype(object)[codes] if f"{name}/names" in stored else codes.astype(np.int64) for name, codes in _columns(stored)}
     table = pandas.DataFrame(columns | {"income": stored["income"].astype(np.int64)})
     return table.iloc[:ADULT_TRAIN].copy(), table.iloc[ADULT_TRAIN:].reset_index(drop=True)
+
+
+def austen() -> dict[str, str]:
+    """Two novels of Jane Austen, Northanger Abbey and Persuasion (first printed together, in 1818): 0.9 million characters.
+
+    Returns:
+        title -> text: plain ASCII, lines of at most 73 characters, a blank line between paragraphs, headings as in the source.
+
+    Source: the R package janeaustenr 1.0.0, which has them from Project Gutenberg. An editor's note after Northanger Abbey was left out.
+    Licence: the novels are in the public domain.
+
+    >>> novels = austen()
+    >>> {title: len(text) for title, text in novels.items()}
+    {'Northanger Abbey': 432977, 'Persuasion': 466853}
+    """
+    whole = lzma.decompress(resources.files(__name__).joinpath("austen.txt.xz").read_bytes()).decode("ascii")
+    return {title: text.strip() for title, _, text in (part.partition("\n") for part in whole.removeprefix("# ").split("\n# "))}
 
 
 def spam() -> tuple[list[str], Tensor]:
