@@ -1,0 +1,326 @@
+"""Low-rank adapters (LoRA: Hu et al. 2021, arXiv 2106.09685) on the layers of a frozen model.
+
+A layer with weight W computes ``W x + scale B A x`` instead: ``A`` (rank, in) is drawn at random, ``B`` (out, rank) begins at zero, so that the
+adapted model begins as the model itself. Both are plain Linear or convolution modules, whose gradients example by example are exact:
+with the gradient ``G`` (out, in) of the whole weight, ``dA = scale B^T G`` and ``dB = scale G A^T``.
+
+The layer stays what it was and where it was: its adapter is a child ``NAME.lora`` with the parts ``down`` (A) and ``up`` (B), added to its output by
+a forward hook. A transformers model can be given peft's layers instead (:func:`insert_peft`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.capture.rules import rule_of
+from headwater.errors import GradientError, InputError, MissingExtra
+from headwater.linalg.philox import key_of, normals
+
+CHILD = "lora"
+"""The name of an adapter in the layer that it belongs to."""
+RANK = 8
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Adapter(nn.Module):
+    """``x -> scale * up(down(x))``, made to fit a layer: the same kernel, stride, padding and dilation; in the layer's dtype, on its device.
+
+    A grouped convolution has an adapter of ``rank`` in each of its groups, since its weight is as many separate matrices.
+    """
+
+    def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
+        super().__init__()
+        self.rank, self.scale = rank, scale
+        weight = _weight(layer)
+        kind = {"bias": False, "device": weight.device, "dtype": weight.dtype}
+        if isinstance(layer, _CONVOLUTIONS):
+            make: Any = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # torch's own: a subclass may take other arguments
+            inner = rank * layer.groups
+            shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
+            self.down: nn.Module = make(layer.in_channels, inner, layer.kernel_size, groups=layer.groups, **shape, **kind)
+            self.up: nn.Module = make(inner, layer.out_channels, 1, groups=layer.groups, **kind)
+        else:
+            outputs, inputs = _size(layer)[1:]
+            self.down, self.up = nn.Linear(inputs, rank, **kind), nn.Linear(rank, outputs, **kind)  # type: ignore[arg-type]
+        nn.init.zeros_(_weight(self.up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.up(self.down(x))
+
+
+def _weight(module: Any) -> Tensor:
+    return module.weight
+
+
+def _size(layer: nn.Module) -> tuple[int, int, int]:
+    """A layer's weight as matrices: (groups, outputs of each, inputs of each)."""
+    weight = _weight(layer)
+    if isinstance(layer, _CONVOLUTIONS):
+        return layer.groups, layer.out_channels // layer.groups, weight[0].numel()
+    outputs, inputs = reversed(weight.shape) if _transposed(layer) else weight.shape
+    return 1, outputs, inputs
+
+
+def _transposed(layer: nn.Module) -> bool:
+    """Whether the stored weight is (in, out): transformers' Conv1D."""
+    rule = rule_of(layer)
+    return rule is not None and rule.transpose
+
+
+# ------------------------------------------------------------------------------------------------------- which layers, what rank
+
+
+def adaptable(module: nn.Module) -> bool:
+    """Whether a module is a Linear, a convolution or transformers' Conv1D, with a weight of its own that a low-rank one can be added to."""
+    fits = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or _transposed(module)
+    return fits and rule_of(module) is not None and _weight(module).is_floating_point()
+
+
+def called_layers(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[str], list[str]]:
+    """The layers that can be adapted, in the order in which ``forward()`` first calls them; and those that it never calls."""
+    names = {module: name for name, module in model.named_modules() if adaptable(module)}
+    seen: dict[str, None] = {}
+    hooks = [module.register_forward_hook(lambda *_, name=name: seen.setdefault(name)) for module, name in names.items()]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(seen), [name for name in names.values() if name not in seen]
+
+
+def choose(model: nn.Module, forward: Callable[[], Any], targets: int | str | Sequence[str] | None, rank: int | None) -> tuple[dict[str, int], list[str]]:
+    """The layers to adapt, in the order of the forward pass, and the rank of each; and the layers that could not be chosen, since the forward
+    pass never calls them.
+
+    Args:
+        forward: runs the model on an example or two.
+        targets: None: all layers that can be adapted; a number: that many last ones; names of layers, the ends of names ("attn.c_attn") or
+            patterns ("blocks.*.fc?").
+        rank: of every adapter; None: 8, or as much as a smaller layer has.
+
+    Raises:
+        InputError: nothing to adapt, adapters there already, a target that matches nothing, a rank larger than a layer's.
+    """
+    held = next(iter(adapters_of(model)), None)
+    if held is not None:
+        mend = "merge them into the weights before recording, or train several such models: hw.Ensemble(method, runs)"
+        raise InputError(f"a model with adapters already (in {held!r})", "a model without", mend)
+    called, apart = called_layers(model, forward)
+    if not called:
+        raise InputError(
+            "a model without a layer that can be adapted",
+            "a Linear, Conv1d, Conv2d, Conv3d (or transformers Conv1D) that its forward pass calls",
+            "use hw.DropoutEnsemble, or hw.Ensemble of several trainings",
+        )
+    modules = dict(model.named_modules())
+    chosen = {name: _rank(name, modules[name], rank) for name in _matching(called, apart, targets)}
+    return chosen, apart
+
+
+def _matching(called: list[str], apart: list[str], targets: int | str | Sequence[str] | None) -> list[str]:
+    if targets is None:
+        return called
+    if isinstance(targets, int):
+        if not 1 <= targets <= len(called):
+            raise InputError(f"targets={targets}", f"how many of the last layers to adapt, 1 to {len(called)}", f"the layers are {called}")
+        return called[-targets:]
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    matched = {target: [name for name in called if _named(name, target)] for target in wanted}
+    for target, found in matched.items():
+        if not found:
+            outside = next((name for name in apart if _named(name, target)), None)
+            why = f"; {outside!r} is never called by the forward pass: its weight is used elsewhere, where an adapter is not seen" if outside else ""
+            raise InputError(
+                f"targets={target!r}, which matches no layer{why}", f"names, ends of names or patterns of {called}", "mend targets=, or leave it out: all of them"
+            )
+    if not wanted:
+        raise InputError("targets=[]", f"names, ends of names or patterns of {called}", "leave it out: all of them")
+    return [name for name in called if any(name in found for found in matched.values())]
+
+
+def _named(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target) or fnmatchcase(name, target)
+
+
+def _rank(name: str, layer: nn.Module, rank: int | None) -> int:
+    groups, outputs, inputs = _size(layer)
+    most = min(outputs, inputs)
+    if rank is not None and rank > most:
+        shape = f"{outputs} x {inputs}" + (f" in each of {groups} groups" if groups > 1 else "")
+        raise InputError(
+            f"rank={rank} for the layer {name!r}, whose weight is {shape}",
+            f"a rank of at most {most}",
+            f"rank={most}; leave rank= out (as much as a layer has, at most {RANK}); or leave the layer out with targets=",
+        )
+    return min(RANK, most) if rank is None else rank
+
+
+# ------------------------------------------------------------------------------------------------------------------- insertion
+
+
+def insert(model: nn.Module, ranks: Mapping[str, int], alpha: float | None = None) -> nn.Module:
+    """Give layers of ``model`` an adapter each (in place; the model); ``scale = alpha / rank``, without ``alpha`` 1. Their ``down`` weights are
+    as torch leaves them: see :func:`draw`."""
+    for name, rank in ranks.items():
+        layer = model.get_submodule(name)
+        layer.add_module(CHILD, Adapter(layer, rank, 1.0 if alpha is None else alpha / rank))
+        layer.register_forward_hook(_add, with_kwargs=True)
+    return model
+
+
+def _add(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    x = args[0] if args else next(iter(kwargs.values()))
+    adapter: nn.Module = getattr(layer, CHILD)
+    return output + adapter(x)
+
+
+def insert_peft(model: nn.Module, ranks: Mapping[str, int], alpha: float | None = None) -> nn.Module:
+    """The same through ``peft`` (in place; the model): the layers become peft's, without dropout. Raises MissingExtra."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtra("adapters of a transformers model without the library peft", "peft", "pip install headwater[hf], or say through='hooks'") from error
+    odd = next((name for name in ranks if isinstance(model.get_submodule(name), _CONVOLUTIONS)), None)
+    if odd is not None:
+        raise InputError(f"the convolution {odd!r} through peft", "Linear layers (and transformers Conv1D)", "say through='hooks'")
+    one_of = "|".join(map(re.escape, ranks))
+    config = LoraConfig(
+        target_modules=f"({one_of})",
+        rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(name)}": rank if alpha is None else alpha for name, rank in ranks.items()},
+        lora_dropout=0.0,
+        bias="none",
+    )
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it is set right, layer by layer
+        return inject_adapter_in_model(config, model)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An adapter as it stands in a model, of whichever make: A ``down``, B ``up``, ``scale``."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+def adapters_of(model: nn.Module) -> dict[str, Pair]:
+    """The adapters in a model, our own and peft's, by the name of their layer."""
+    found: dict[str, Pair] = {}
+    for name, module in model.named_modules():
+        child = getattr(module, CHILD, None)
+        if isinstance(child, Adapter):
+            found[name] = Pair(_weight(child.down), _weight(child.up), child.scale)
+        elif isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and hasattr(module, "scaling"):
+            layer: Any = module
+            for key in layer.active_adapters:
+                if key in layer.lora_A:
+                    found[name] = Pair(layer.lora_A[key].weight, layer.lora_B[key].weight, float(layer.scaling[key]))
+    return found
+
+
+def draw(model: nn.Module, seed: int) -> nn.Module:
+    """Fill the adapters' ``down`` weights from N(0, 1 / inputs), so that what they give is as large as what they are given, and ``up`` with
+    zeros (in place; the model). Numbers are keyed by ``seed`` and the layer's name: adapting other layers too does not change them."""
+    with torch.no_grad():
+        for name, pair in adapters_of(model).items():
+            rows, inputs = len(pair.down), pair.down[0].numel()
+            drawn = normals(key_of("adapter", seed, name), range(rows), range(inputs), dtype=torch.float64)
+            pair.down.copy_(drawn.reshape(pair.down.shape) / math.sqrt(inputs))
+            pair.up.zero_()
+    return model
+
+
+# ------------------------------------------------------------------------------------------- freezing, keeping, merging, checking
+
+
+def freeze(model: nn.Module) -> tuple[str, ...]:
+    """Let nothing be trained but the adapters; the names of their parameters."""
+    ours = {id(t) for pair in adapters_of(model).values() for t in (pair.down, pair.up)}
+    names = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(id(parameter) in ours)
+        if id(parameter) in ours:
+            names.append(name)
+    return tuple(names)
+
+
+def keep(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Let ``model.state_dict()`` speak of these tensors alone (in place; the model): a checkpoint of adapters is as small as they are."""
+    model.register_state_dict_post_hook(_Only(frozenset(names)))
+    return model
+
+
+@dataclass(eq=False)
+class _Only:
+    """Takes everything but ``names`` out of a state dict (not frozen: torch marks its hooks)."""
+
+    names: frozenset[str]
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in self.names]:
+            del state[key]
+
+
+def delta(layer: nn.Module, pair: Pair) -> Tensor:
+    """What an adapter adds to its layer's weight, in that weight's shape: ``scale B A``, group by group for a grouped convolution."""
+    groups, outputs, inputs = _size(layer)
+    up, down = pair.up.reshape(groups, outputs, -1), pair.down.reshape(groups, -1, inputs)
+    product = pair.scale * (up @ down).reshape(groups * outputs, inputs)
+    return product.mT if _transposed(layer) else product.reshape(_weight(layer).shape)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Add our own adapters to their layers' weights and take them out (in place; the model)."""
+    for name in adapters_of(model):
+        layer = model.get_submodule(name)
+        with torch.no_grad():
+            _weight(layer).add_(delta(layer, adapters_of(layer)[""]))
+        delattr(layer, CHILD)
+        for key in [key for key, hook in layer._forward_hooks.items() if hook is _add]:
+            del layer._forward_hooks[key], layer._forward_hooks_with_kwargs[key]
+    return model
+
+
+def moved(model: nn.Module) -> dict[str, float]:
+    """How far each adapter moves its layer: the norm of ``scale B A`` relative to the weight's."""
+    out = {}
+    with torch.no_grad():
+        for name, pair in adapters_of(model).items():
+            layer: Any = model.get_submodule(name)
+            layer = getattr(layer, "base_layer", layer)
+            out[name] = float(delta(layer, pair).norm() / _weight(layer).norm().clamp_min(torch.finfo(torch.float32).tiny))
+    return out
+
+
+def refuse_untrained(model: nn.Module, what: str) -> None:
+    """Raise GradientError where adapters were never trained: with ``B = 0`` the gradients of A are zero, and nothing can be attributed to them."""
+    untrained = [name for name, pair in adapters_of(model).items() if not bool(pair.up.any())]
+    if untrained:
+        raise GradientError(
+            f"{what}: the adapter of {untrained[0]!r} was never trained (B = 0, so that the gradient of A is zero)",
+            "adapters that were trained",
+            "train them first; if they were, look for a learning rate of 0 and for layers that the loss does not depend on",
+        )
+
+
+def transplant(source: nn.Module, model: nn.Module) -> nn.Module:
+    """Copy the adapters of ``source`` (of either make) into those of ``model``, layer by layer (in place; the model)."""
+    held = adapters_of(source)
+    with torch.no_grad():
+        for name, pair in adapters_of(model).items():
+            pair.down.copy_(held[name].down)
+            pair.up.copy_(held[name].up)
+    return model
