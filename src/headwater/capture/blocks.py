@@ -243,6 +243,11 @@ class BlockGradient:
     def rotated(self, left: Tensor | None, right: Tensor | None) -> BlockGradient:
         return BlockGradient(tuple(piece.rotated(left, right) for piece in self.pieces))
 
+    def coordinates(self, left: Tensor | None, right: Tensor | None, rows: slice = slice(None)) -> Tensor:
+        """``left^T G_n right`` (n, *shape) of the examples in ``rows``, rotated where that is cheapest."""
+        early, late = self._when_to_rotate(left, right)
+        return _turned(BlockGradient(tuple(piece.part(rows) for piece in self.pieces)).rotated(*early).dense(), *late)
+
     def squares(self, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
         """``sum_n (left^T G_n right)^2`` elementwise, (*shape): one matrix product where every example has a single position."""
         only = self.pieces[0]

@@ -60,8 +60,8 @@ def _examples(data: Any, task: Task) -> Examples:
     return examples
 
 
-def check(asked: Asked, model: nn.Module, train: Examples, device: Any) -> None:
-    """Measure the first query of each set, and say clearly when the model cannot take it."""
+def check(asked: Asked, model: nn.Module, train: Examples | None, device: Any) -> None:
+    """Measure the first query of each set, and say clearly when the model cannot take it. ``train``: to say what would fit, if at hand."""
     from headwater.tasks.batches import to
 
     for examples in asked.examples:
@@ -71,10 +71,10 @@ def check(asked: Asked, model: nn.Module, train: Examples, device: Any) -> None:
         except HeadwaterError:
             raise
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            expected = _shapes(take(train.batch(range(1)), 0))
+            expected = "like those of the training examples" if train is None else f"of shapes {_shapes(take(train.batch(range(1)), 0))}"
             raise QueryError(
                 f"a query with tensors of shapes {_shapes(take(first, 0))}, at which the measure fails: {type(error).__name__}: {error}",
-                f"queries like the training examples, whose tensors have shapes {expected} (one example)",
+                f"queries like the training examples, with tensors {expected} (one example)",
                 "pass queries in the training examples' layout, with a leading axis of examples, or a measure= that takes them",
             ) from error
 

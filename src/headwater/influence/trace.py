@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.influence.index import Index
+from headwater.influence.index.answering import by_index
 from headwater.influence.methods import Method, Table
 from headwater.influence.queries import ask, check, methods_of
 from headwater.influence.request import Answering, Request, Scorer
@@ -17,7 +19,7 @@ BUDGET = 2**30  # bytes for the query side of one chunk, when nothing else is sa
 
 
 def trace(
-    run: Run,
+    run: Run | Index,
     queries: Any,
     method: Any,
     *,
@@ -34,7 +36,8 @@ def trace(
     the measurement's own unit or only rank.
 
     Args:
-        run: a recorded training.
+        run: a recorded training, or what :func:`headwater.index` kept of one: then the training data are not read, and the methods that
+            need more than stored gradients are refused.
         queries: a dataset or batch of examples (one row each), or a :class:`Query` (a named set: one row), or a list of them.
         method: what to score by: ``hw.Source()``, ``hw.Influence(...)``, ``hw.TracIn()``, ``hw.GradDot()``, ``hw.GradCos()``. A list of
             methods (or a sweep of dampings) is scored in shared passes and gives a list of results.
@@ -54,6 +57,11 @@ def trace(
     Work that was interrupted resumes when the same call is made again, and gives the identical result. Curvature is kept in the
     run's directory, keyed by a hash of weights, data and settings.
     """
+    if isinstance(run, Index):
+        methods, many = methods_of(method, (Method,))
+        asked = ask(queries, run.run.stages[-1].task, measure)
+        answers = by_index(run, asked, methods, batch_size=batch_size, memory=memory, tolerance=tolerance, progress=progress)
+        return answers if many else answers[0]
     methods, many = methods_of(_run(run, method), (Method, Scorer, Answering))
     request = Request(run, ask(queries, run.stages[-1].task, measure), batch_size, memory, tolerance, progress)
     tables = {k: m.plan(run) for k, m in enumerate(methods) if isinstance(m, Method)}

@@ -1,0 +1,138 @@
+"""Answering from an index: the same rows of the same tables as in scoring.py, with stored gradients in place of captured ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.errors import InputError, ModelMismatch
+from headwater.influence.engine import Engine
+from headwater.influence.index.asker import Asker
+from headwater.influence.index.layout import covering
+from headwater.influence.index.reading import Index
+from headwater.influence.methods import Method, Table
+from headwater.influence.queries import Asked, check
+from headwater.influence.scoring import QuerySide, Seen, Use, contribution, query_gradients
+from headwater.influence.tabled import _dtype as scores_dtype
+from headwater.influence.tabled import _tolerance as tolerance_of
+from headwater.result import TrainingScores
+
+
+def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: int | None, memory: int, tolerance: float | None, progress: bool) -> list[TrainingScores]:
+    """Scores of all methods. The training data are not read. Raises InputError for what the index does not hold."""
+    for method in methods:
+        if getattr(method, "refine", None):
+            given = f"method={method!r}, whose refinement multiplies with the curvature of the training data"
+            raise InputError(given, "a method that needs stored gradients alone", "leave out refine=, or trace the run itself")
+    tables = [method.plan(index.run) for method in methods]
+    panels_for(index, tables)
+    check(asked, index.run.load(index.run.model(), index.run.checkpoints[-1]), None, index.run.device)
+    engine = Asker.asking(index.run, asked, batch_size)
+    _same_blocks(index, engine)
+    started = time.perf_counter()
+    width = sum(block.size for block in engine.capture.blocks.values()) * torch.empty(0, dtype=scores_dtype(engine)).element_size()
+    chunk = max(1, min(asked.count, memory // (4 * width)))
+    out = [torch.zeros(asked.count, index.run.size, dtype=scores_dtype(engine)) for _ in tables]
+    total = sum(index.run.stages[index.panels[p].stage].size for p, _ in _work(index, tables)) * -(-asked.count // chunk)
+    with tqdm(total=total, unit=" rows", disable=not progress, desc="index", leave=False, mininterval=0.5) as bar:
+        engine.advance = bar.update
+        for start in range(0, asked.count, chunk):
+            rows = slice(start, min(start + chunk, asked.count))
+            for scores, found in zip(out, scores_of(engine, index, tables, asked, rows, tolerance_of(engine, tolerance)), strict=True):
+                scores[rows] = found.to(scores)
+    cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": 0}
+    return [_result(index, table, scores, asked, cost, engine) for table, scores in zip(tables, out, strict=True)]
+
+
+def panels_for(index: Index, tables: list[Table]) -> None:
+    """Raise InputError where a table needs gradients that the index does not hold."""
+    for table in tables:
+        for row in table.rows:
+            covering(row, index.panels)
+
+
+def _work(index: Index, tables: list[Table]) -> list[tuple[int, list[Use]]]:
+    """Each panel that is read, latest first, with the rows that it serves."""
+    found: dict[int, list[Use]] = {}
+    for m, table in enumerate(tables):
+        for r, row in enumerate(table.rows):
+            count = row.examples or index.run.stages[row.stage].size
+            for p in covering(row, index.panels):
+                found.setdefault(p, []).append(Use(m, r, row, len(index.panels[p].at) / (count * len(row.at))))
+    return sorted(found.items(), key=lambda item: (-max(max(w) for w in index.panels[item[0]].at), -index.panels[item[0]].stage, item[0]))
+
+
+def scores_of(
+    engine: Engine, index: Index, tables: list[Table], asked: Asked, rows: slice, tolerance: float, ids: dict[int, np.ndarray] | None = None
+) -> list[Tensor]:
+    """Scores (queries, train) of the queries in ``rows`` for each table; with ``ids`` only of those examples of each stage."""
+    base = query_gradients(engine, asked, (index.run.checkpoints[-1],), rows)
+    side = QuerySide(engine, tables, base, asked, rows, tolerance)
+    work = _work(index, tables)
+    side.left = {}
+    for _, uses in work:
+        for use in uses:
+            side.left[use.method, use.index] = side.left.get((use.method, use.index), 0) + 1
+    stages = index.run.stages
+    ids = ids if ids is not None else {s.index: np.arange(s.size) for s in stages}
+    starts = dict(zip(ids, np.cumsum([0, *(len(i) for i in ids.values())]), strict=False))
+    out = [torch.zeros(rows.stop - rows.start, sum(len(i) for i in ids.values()), dtype=scores_dtype(engine)) for _ in tables]
+    for p, uses in work:
+        stage = index.panels[p].stage
+        for part, added in _pass(engine, index, p, side.prepare(uses), ids[stage]):
+            for use, block in added:
+                out[use.method][:, starts[stage] + part] += block.to(out[use.method])
+        side.release(uses)
+    return out
+
+
+def _pass(engine: Engine, index: Index, p: int, seen: list[Seen], ids: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[Use, Tensor]]]]:
+    """What each row gets from each part of a panel: positions within ``ids`` and (use, scores)."""
+    keepers = index.keepers(engine, p)
+    turned = [Seen(s.use, {n: keepers[n].turned(v) for n, v in s.vectors.items()}, s.norms) for s in seen]
+    dtype = scores_dtype(engine)
+    for rows in index.parts(p):
+        wanted = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))
+        if not len(wanted):
+            continue
+        blocks = contribution(turned, index.gradients(p, keepers, rows, dtype), paired=False)
+        local = torch.as_tensor(ids[wanted] - rows.start, device=blocks[0].device)
+        everything = len(wanted) == rows.stop - rows.start
+        yield wanted, [(s.use, block if everything else block[:, local]) for s, block in zip(turned, blocks, strict=True)]
+        engine.advance(rows.stop - rows.start)
+
+
+def _same_blocks(index: Index, engine: Engine) -> None:
+    """Raise ModelMismatch where the parameters are laid out otherwise than when the index was built."""
+    held = {b["name"]: (b["shape"], b["parameters"]) for b in index.manifest["blocks"]}
+    found = {n: (list(b.shape), list(b.parameters)) for n, b in engine.capture.blocks.items()}
+    differing = [n for n in {**held, **found} if held.get(n) != found.get(n)]
+    if differing:
+        raise ModelMismatch(
+            f"queries under which {differing[0]!r} is laid out as {found.get(differing[0])}, in the index as {held.get(differing[0])}",
+            "a measure that runs the model as the training loss does",
+            "pass such a measure, or trace the run itself",
+        )
+
+
+def _result(index: Index, table: Table, scores: Tensor, asked: Asked, cost: dict[str, float], engine: Engine) -> TrainingScores:
+    run = index.run
+    provenance = {
+        "run": str(run.path),
+        "index": index.manifest["key"],
+        "dim": index.manifest["dim"],
+        "dtype": index.manifest["dtype"],
+        "measured": index.manifest["measured"],
+        "method": table.name,
+        "checkpoints": sorted({step for row in table.rows for w in row.at for step in w}),
+        "weights": run.weights_hash(run.checkpoints[-1]),
+        "data": [stage.fingerprint for stage in run.stages],
+        "coverage": index.manifest["coverage"],
+        "cost": cost,
+    }
+    return TrainingScores(scores.numpy(), None, table.name, table.unit, asked.names, provenance=provenance)
