@@ -204,6 +204,7 @@ def insert_peft(model: nn.Module, ranks: Mapping[str, int], alpha: float | None 
     )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it is set right, layer by layer
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # an adapter is the head's alone, and is never saved as one
         return inject_adapter_in_model(config, model)
 
 
