@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from headwater.features.dataset import summarize
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
-    from headwater.influence import GradCos, GradDot, Influence, Query, Source, TracIn
+    from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors
+    from headwater.influence.ensembles import Ensemble
     from headwater.influence.trace import self_influence, trace
     from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
     from headwater.training import Experiment, Recorder, Run
@@ -31,6 +32,7 @@ __all__ = [
     "Accumulator",
     "Dense",
     "Diagonal",
+    "Ensemble",
     "Experiment",
     "FeatureScores",
     "GradCos",
@@ -38,8 +40,10 @@ __all__ = [
     "HeadwaterError",
     "Influence",
     "InteractionScores",
+    "KNNShapley",
     "Query",
     "Recorder",
+    "Representations",
     "Run",
     "Smooth",
     "Source",
@@ -53,6 +57,7 @@ __all__ = [
     "errors",
     "evaluate",
     "explain",
+    "floors",
     "interactions",
     "load",
     "paths",
@@ -74,7 +79,8 @@ _ROOMS = {
     "features.dataset": ("summarize",),
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
-    "influence": ("GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
+    "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
+    "influence.ensembles": ("Ensemble",),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),
 }

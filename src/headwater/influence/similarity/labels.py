@@ -1,0 +1,80 @@
+"""What the examples are labelled with: classes or numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import InputError
+from headwater.influence.request import Request
+from headwater.tasks import Classification, Examples, Language, Regression, Task
+from headwater.tasks.task import split
+
+READ = 1024  # examples at once
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of the queries' examples (queries, outputs) and of the training examples (train, outputs): int64 classes (one output), or float64 targets."""
+
+    queries: np.ndarray
+    train: np.ndarray
+
+    @property
+    def classes(self) -> bool:
+        """Whether these are classes, which are equal or not, rather than numbers, which lie near each other."""
+        return self.train.dtype.kind == "i"
+
+    def same(self) -> np.ndarray:
+        """Booleans (query examples, train): whether the two have the same class."""
+        return self.queries == self.train.T
+
+
+def labels_of(request: Request, what: str) -> Labels:
+    """The labels of everything that a request is about. ``what`` needs them, for the error.
+
+    A Classification has classes and a Regression targets; of a task of the user's the last item of a tuple, or the field "labels",
+    decides by its type. Raises InputError for tasks without labels.
+    """
+    run = request.run
+    train = np.concatenate([_read(stage.data, stage.task, what) for stage in run.stages])
+    queries = np.concatenate([_read(examples, run.stages[-1].task, what) for examples in request.asked.examples])
+    if train.dtype != queries.dtype or train.shape[1] != queries.shape[1]:
+        raise InputError(
+            f"labels of shape {queries.shape} and type {queries.dtype} in the queries, {train.shape} and {train.dtype} in the training data",
+            "the same kind of labels in both",
+            "pass queries as the training examples are: (inputs, labels)",
+        )
+    return Labels(queries, train)
+
+
+def classes_of(request: Request, what: str) -> Labels:
+    """The same where they must be classes."""
+    found = labels_of(request, what)
+    if not found.classes:
+        raise InputError(f"{what} and targets that are numbers", "classes: labels that are equal or not", "it is for classification; leave it out here")
+    return found
+
+
+def _read(examples: Examples, task: Task, what: str) -> np.ndarray:
+    if isinstance(task, Language):
+        raise InputError(f"{what} and a language task", "examples with labels", "it has no meaning for texts; leave it out here")
+    parts = []
+    for start in range(0, len(examples), READ):
+        held = split(examples.batch(range(start, min(start + READ, len(examples)))), getattr(task, "labels", "labels"))[2]
+        parts.append(_as_labels(held, task, what))
+    return np.concatenate(parts)
+
+
+def _as_labels(held: Tensor, task: Task, what: str) -> np.ndarray:
+    if not isinstance(held, Tensor) or not held.ndim:
+        raise InputError(f"{what} and labels of type {type(held).__name__}", "a tensor with one label for each example", "give the batch such labels")
+    flat = held.detach().cpu().reshape(len(held), -1)
+    if isinstance(task, Classification) or (not isinstance(task, Regression) and not flat.is_floating_point()):
+        if flat.shape[1] != 1:
+            raise InputError(f"{what} and {flat.shape[1]} labels for each example", "one class for each", "it has no meaning for several labels at once")
+        return flat.to(torch.int64).numpy()
+    return flat.double().numpy()
