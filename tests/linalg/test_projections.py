@@ -44,14 +44,14 @@ def test_a_larger_vector_keeps_the_entries_of_a_smaller_one(make):
 
 
 @each_kind
-@pytest.mark.parametrize("keep", [False, True])
-def test_in_small_tiles_is_as_in_one(make, keep, monkeypatch):
+@pytest.mark.parametrize(("keep", "size"), [(False, 6 * 16 * 2), (True, 6 * 16 * 2), (True, 4 * 16)])
+def test_in_small_tiles_is_as_in_one(make, keep, size, monkeypatch):
     v = some(5, 11, 6)
     whole = make(16).project("w", v)
-    monkeypatch.setattr(pj, "TILE", 6 * 16 * 2)
+    monkeypatch.setattr(pj, "TILE", size)
     applied = make(16).on("w", 11, 6, dtype=DOUBLE, device="cpu", keep=keep)
     for _ in range(2):
-        torch.testing.assert_close(applied(lambda rows: v[:, rows], 5) * make(16).scale, whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(applied(lambda r, c: v[:, r, c], 5) * make(16).scale, whole, rtol=1e-12, atol=1e-12)
 
 
 @each_kind
@@ -80,14 +80,21 @@ def test_inner_products_are_kept_with_the_spread_of_the_closed_form(make, kind):
     assert abs(spread - 1) < 4.5 * ((fourth - 1) / trials) ** 0.5
 
 
-def test_paired_signs_project_outer_products_and_looked_up_rows_from_their_factors():
-    projection = KhatriRao(16, seed=2, terms=2)
-    at = projection.on("w", 5, 7, dtype=DOUBLE, device="cpu")
+@each_kind
+def test_looked_up_rows_are_projected_from_the_rows_that_occur(make, monkeypatch):
+    index, a = torch.tensor([[4, 0, 4, 1], [2, 2, 2, 2], [0, 1, 2, 3]]), some(3, 4, 7, seed=1)
+    whole = torch.nn.functional.one_hot(index, 5).to(DOUBLE).mT @ a
+    at = make(16).on("w", 5, 7, dtype=DOUBLE, device="cpu")
+    expected = at(lambda r, c: whole[:, r, c], 3)
+    torch.testing.assert_close(at.looked_up(index, a), expected, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(pj, "TILE", 7 * 16 * 2)
+    torch.testing.assert_close(at.looked_up(index, a), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_paired_signs_project_outer_products_from_their_factors():
+    at = KhatriRao(16, seed=2, terms=2).on("w", 5, 7, dtype=DOUBLE, device="cpu")
     g, a = some(3, 4, 5), some(3, 4, 7, seed=1)
-    torch.testing.assert_close(at.outer(g, a), at(lambda rows: (g.mT @ a)[:, rows], 3), rtol=1e-12, atol=1e-12)
-    index = torch.tensor([[4, 0, 4, 1], [2, 2, 2, 2], [0, 1, 2, 3]])
-    hot = torch.nn.functional.one_hot(index, 5).to(DOUBLE)
-    torch.testing.assert_close(at.looked_up(index, a), at.outer(hot, a), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(at.outer(g, a), at(lambda r, c: (g.mT @ a)[:, r, c], 3), rtol=1e-12, atol=1e-12)
 
 
 def test_the_spread_of_paired_signs_nears_that_of_independent_ones_with_more_terms():

@@ -12,7 +12,7 @@ independent maps, so that the projection of several vectors laid end to end is t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,8 @@ from headwater.linalg.philox import key_of, normals, plain_name, signs
 
 Rows = range | Tensor
 """Rows of a matrix: a range, or their numbers in any order."""
-Part = Callable[[slice], Tensor]
-"""The vectors to be projected, a few rows at a time: ``part(rows) -> (n, rows, in)``."""
+Part = Callable[[slice, slice], Tensor]
+"""The vectors to be projected, a part at a time: ``part(rows, columns) -> (n, rows, columns)``."""
 
 VERSION = 1
 """Raised when a change makes other numbers of the same name and seed: kept features of another version are not read."""
@@ -67,7 +67,7 @@ class Projection(ABC):
     def project(self, name: str, v: Tensor) -> Tensor:
         """Vectors (n, out, in) or (n, size), projected: (n, dim)."""
         whole = v if v.ndim == 3 else v.flatten(1).unsqueeze(1)
-        return self.on(name, whole.shape[1], whole.shape[2], dtype=v.dtype, device=v.device)(lambda rows: whole[:, rows], len(v)) * self.scale
+        return self.on(name, whole.shape[1], whole.shape[2], dtype=v.dtype, device=v.device)(lambda r, c: whole[:, r, c], len(v)) * self.scale
 
     def on(self, name: str, out: int, inner: int, *, dtype: torch.dtype, device: torch.device | str, keep: bool = False) -> Applied:
         """The map made ready for matrices (out, in) of one name; ``keep``: what it generates is held for the next ones."""
@@ -80,26 +80,50 @@ class Applied:
     def __init__(self, projection: Projection, name: str, out: int, inner: int, dtype: torch.dtype, device: torch.device, keep: bool) -> None:
         self.projection, self.name, self.out, self.inner = projection, name, out, inner
         self.dtype, self.device, self.keep = dtype, device, keep
-        self._held: dict[tuple[int, int], Tensor] = {}
+        self._held: dict[tuple[range, range], Tensor] = {}
 
     def __call__(self, part: Part, n: int) -> Tensor:
-        """``n`` vectors, of which ``part`` gives some rows, as (n, dim): a tile of the map against the same rows of the vectors."""
+        """``n`` vectors, of which ``part`` gives parts, as (n, dim): a tile of the map against the same part of the vectors."""
+        total = torch.zeros(self.projection.dim, n, dtype=self.dtype, device=self.device)
+        for outs, ins in self._tiles():
+            values = part(slice(outs.start, outs.stop), slice(ins.start, ins.stop)).flatten(1)
+            total += self._tile(outs, ins) @ values.mT.to(self.dtype)
+        return total.mT.contiguous()
+
+    def looked_up(self, index: Tensor, a: Tensor) -> Tensor:
+        """Matrices that hold ``a`` (n, shared, in) in their rows ``index`` (n, shared) and zeros elsewhere, projected: (n, dim). Only
+        entries for rows that occur are made."""
+        n, (found, where) = len(index), torch.unique(index, return_inverse=True)
         total = torch.zeros(n, self.projection.dim, dtype=self.dtype, device=self.device)
         step = max(1, TILE // (self.inner * max(self.projection.dim, n)))
-        for start in range(0, self.out, step):
-            rows = range(start, min(start + step, self.out))
-            total.addmm_(part(slice(rows.start, rows.stop)).flatten(1), self._tile(rows).mT)
+        for start in range(0, len(found), step):
+            rows = found[start : start + step]
+            inside = ((where >= start) & (where < start + len(rows))).unsqueeze(2)
+            place = (where - start).clamp(0, len(rows) - 1).unsqueeze(2).expand_as(a)
+            whole = a.new_zeros(n, len(rows), self.inner).scatter_add_(1, place, a * inside)
+            tile = self.projection.entries(self.name, rows, range(self.inner), dtype=self.dtype, device=self.device)
+            total.addmm_(whole.flatten(1).to(self.dtype), tile.flatten(1).mT)
         return total
 
-    def _tile(self, rows: range) -> Tensor:
-        """The map's entries (dim, rows * in) for some rows of its vectors."""
-        key = (rows.start, rows.stop)
-        if key in self._held:
-            return self._held[key]
-        tile = self.projection.entries(self.name, rows, range(self.inner), dtype=self.dtype, device=self.device).flatten(1)
+    def _tiles(self) -> Iterator[tuple[range, range]]:
+        """Parts of the matrices for which at most TILE entries have to be made; the same for every call, so that they can be held."""
+        wide = max(1, min(self.inner, TILE // self.projection.dim))
+        high = max(1, min(self.out, TILE // (self.projection.dim * wide)))
+        for o in range(0, self.out, high):
+            for i in range(0, self.inner, wide):
+                yield range(o, min(o + high, self.out)), range(i, min(i + wide, self.inner))
+
+    def _tile(self, outs: range, ins: range) -> Tensor:
+        """The map's entries (dim, outs * ins)."""
+        if (outs, ins) in self._held:
+            return self._held[outs, ins]
+        tile = self._made(outs, ins)
         if self.keep:
-            self._held[key] = tile
+            self._held[outs, ins] = tile
         return tile
+
+    def _made(self, outs: range, ins: range) -> Tensor:
+        return self.projection.entries(self.name, outs, ins, dtype=self.dtype, device=self.device).flatten(1)
 
 
 @dataclass(frozen=True)

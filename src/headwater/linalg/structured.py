@@ -63,29 +63,14 @@ class _Sparse(Applied):
 
     projection: SparseJL
 
-    def __call__(self, part: Part, n: int) -> Tensor:
-        total = torch.zeros(self.projection.dim, n, dtype=self.dtype, device=self.device)
-        step = max(1, projections.TILE // (self.inner * max(4 * self.projection.nonzeros, n)))
-        for start in range(0, self.out, step):
-            rows = range(start, min(start + step, self.out))
-            total += self._tile(rows) @ part(slice(rows.start, rows.stop)).flatten(1).mT
-        return total.mT.contiguous()
-
-    def _tile(self, rows: range) -> Tensor:
-        key = (rows.start, rows.stop)
-        if key in self._held:
-            return self._held[key]
-        place, sign = (t.flatten(1) for t in self.projection.places(self.name, rows, range(self.inner), device=self.device))
+    def _made(self, outs: range, ins: range) -> Tensor:
+        place, sign = (t.flatten(1) for t in self.projection.places(self.name, outs, ins, device=self.device))
         blocks, size = place.shape
         number = place + torch.arange(blocks, device=self.device).unsqueeze(1) * (self.projection.dim // blocks)
         where = torch.stack([number.flatten(), torch.arange(size, device=self.device).repeat(blocks)])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse", UserWarning)  # torch says that the layout is new
-            whole = torch.sparse_coo_tensor(where, sign.flatten().to(self.dtype), (self.projection.dim, size), check_invariants=False)
-            tile = whole.coalesce().to_sparse_csr()
-        if self.keep:
-            self._held[key] = tile
-        return tile
+            return torch.sparse_coo_tensor(where, sign.flatten().to(self.dtype), (self.projection.dim, size)).coalesce().to_sparse_csr()
 
 
 @dataclass(frozen=True)
@@ -154,7 +139,7 @@ class Paired(Applied):
         step = max(1, projections.TILE // (n * max(self.inner, self.projection.dim)))
         for start in range(0, self.out, step):
             rows = slice(start, min(start + step, self.out))
-            values = part(rows)
+            values = part(rows, slice(0, self.inner)).to(self.dtype)
             for left, right in zip(self.left, self.right, strict=True):
                 total += ((values @ right) * left[rows]).sum(1)
         return total * self.projection.terms**-0.5
