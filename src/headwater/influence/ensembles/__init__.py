@@ -1,6 +1,7 @@
 """Ensembles: one method over several models, with a standard error from how much they differ."""
 
+from headwater.influence.ensembles.dropout import DropoutEnsemble
 from headwater.influence.ensembles.ensemble import Ensemble
 from headwater.influence.ensembles.members import Member, Variants
 
-__all__ = ["Ensemble", "Member", "Variants"]
+__all__ = ["DropoutEnsemble", "Ensemble", "Member", "Variants"]

@@ -58,20 +58,20 @@ class Ensemble:
             if not isinstance(run, Run):
                 raise InputError(f"a {type(run).__name__} among the runs of an ensemble", "recorded trainings (hw.Run)", "hw.Run.open(path, build=, train=, task=)")
         object.__setattr__(self, "runs", tuple(given))
-        if not isinstance(self.method, Variants) or isinstance(self.method, type | Ensemble):
+        if isinstance(self.method, type) or not isinstance(self.method, Variants):
             check_method(self.method, "Ensemble")
 
     def __repr__(self) -> str:
         return f"Ensemble({self.method!r}, {len(self.runs)} run{'s' if len(self.runs) > 1 else ''})"
 
     def members(self, run: Run) -> list[Member]:
-        """The members, for a question about ``run``: one for each run, or the variants of each."""
+        """All members, for a question about ``run``: one for each run, or the variants of each."""
         for other in self.runs:
             _check_alike(other, run)
         found: list[Member] = []
         for other in self.runs:
             own = seed_of(model_key(other))
-            variants = self.method.members(other) if isinstance(self.method, Variants) else [plain(other)]
+            variants = self.method.variants(other) if isinstance(self.method, Variants) else [plain(other)]
             found += [_of_model(member, own) for member in variants]
         return found
 

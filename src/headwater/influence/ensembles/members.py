@@ -1,7 +1,7 @@
 """What an ensemble is made of: members, each of them a model that the same question is put to.
 
 An ensemble over variants of one model (dropout masks, adapters) is a frozen record with two things: ``method``, what it scores by, and
-``members(run)``, its members for a run. Everything else (keeping, resuming, combining, standard errors) is done in carrying.py for all
+``variants(run)``, its members for a run. Everything else (keeping, resuming, combining, standard errors) is done in carrying.py for all
 of them, and :class:`headwater.Ensemble` repeats it for every independent model.
 """
 
@@ -64,7 +64,7 @@ class Variants(Protocol):
     @property
     def method(self) -> Method | Scorer: ...
 
-    def members(self, run: Run) -> Sequence[Member]:
+    def variants(self, run: Run) -> Sequence[Member]:
         """The members made of this run's model. Refuses, before work is done, a run or a method that it cannot be used with."""
         ...
 
