@@ -5,6 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from scipy.special import stdtr
+
+from headwater.errors import InputError
+
+CORRECTIONS = (None, "benjamini-hochberg")
+
+
+def significant(values: np.ndarray, stderr: np.ndarray, degrees: int, alpha: float, correction: str | None) -> np.ndarray:
+    """Whether each value differs from zero by a two-sided t test at ``alpha``; see :meth:`headwater.TrainingScores.reliable`.
+
+    A value without any error counts as certain, unless it is zero.
+    """
+    if correction not in CORRECTIONS:
+        raise InputError(f"correction={correction!r}", f"one of {CORRECTIONS}", "leave it out to judge each score by itself")
+    size, error = np.abs(values.astype(float)), stderr.astype(float)
+    t = np.divide(size, error, out=np.where(size > 0, np.inf, 0.0), where=error > 0)
+    p = 2 * stdtr(degrees, -t)
+    if correction is None:
+        return p <= alpha
+    ordered = np.sort(p, axis=None)
+    passing = np.flatnonzero(ordered <= alpha * np.arange(1, p.size + 1) / p.size)
+    return p <= (ordered[passing[-1]] if len(passing) else -1.0)
+
 
 class Gain(NamedTuple):
     """The standard error of a typical score, as it is and with more members (None where the members there are cannot tell)."""

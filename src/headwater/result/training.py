@@ -12,6 +12,7 @@ import numpy as np
 from headwater import report
 from headwater.errors import InputError, MissingExtra
 from headwater.result import files
+from headwater.result.spread import Spread, significant
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +62,7 @@ class TrainingScores:
         method, unit: what was computed, and whether scores have the measurement's own unit ("measurement") or only rank ("rank only",
             "cosine").
         query_names, train_names: of rows and columns, or None (then they are numbers).
-        provenance: run, checkpoints, hashes of weights and data, coverage of parameters, cost.
+        provenance: run, checkpoints, hashes of weights and data, coverage of parameters, cost; of an ensemble its members and their spread.
 
     >>> scores = TrainingScores(np.array([[0.5, -1.0, 2.0]]), None, "by hand", "measurement")
     >>> scores.top(2)
@@ -95,6 +96,11 @@ class TrainingScores:
         """How many training examples (or groups of them) were scored."""
         return self.values.shape[1]
 
+    @property
+    def spread(self) -> Spread | None:
+        """How much an ensemble's members differ, and what more of them would bring; None where there were no members."""
+        return Spread(**self.provenance["spread"]) if "spread" in self.provenance else None
+
     def __len__(self) -> int:
         return self.queries
 
@@ -117,6 +123,37 @@ class TrainingScores:
         order = np.argsort(keys, axis=1, kind="stable")[:, :k]
         return Ranking(order, np.take_along_axis(self.values, order, axis=1), self.query_names, self.train_names)
 
+    def reliable(self, level: float = 0.95, correction: str | None = None, degrees: int | None = None) -> np.ndarray:
+        """Which scores can be told from noise: booleans (queries, train).
+
+        A two-sided t test of each score against zero, with its standard error: ``|score| / stderr`` above the t quantile at
+        ``1 - (1 - level) / 2`` with ``units - 1`` degrees of freedom, units being independent models where there are several, else the
+        variants of one. Of scores that are all zero in truth, ``1 - level`` pass.
+
+        Args:
+            level: how sure, above 0 and below 1.
+            correction: "benjamini-hochberg" asks more of every score, so that among those that pass, over all queries and examples, about
+                ``1 - level`` are noise (Benjamini and Hochberg 1995, eq. 1: the false discovery rate).
+            degrees: degrees of freedom, for scores that do not come from an ensemble of Headwater's.
+
+        Raises:
+            InputError: scores without standard errors, or without degrees of freedom.
+
+        >>> scores = TrainingScores(np.array([[2.0, 0.1]]), np.array([[0.5, 0.5]]), "by hand", "measurement")
+        >>> scores.reliable(degrees=9)
+        array([[ True, False]])
+        """
+        if self.stderr is None:
+            mend = "average over members: hw.Ensemble(method, runs), or hw.DropoutEnsemble(method)"
+            raise InputError("scores of a single member, which have no standard errors", "scores of an ensemble of at least two members", mend)
+        if not 0 < level < 1:
+            raise InputError(f"level={level}", "a probability between 0 and 1", "0.95, say")
+        degrees = self.spread.degrees if degrees is None and self.spread is not None else degrees
+        if degrees is None or degrees < 1:
+            expected = "at least 1: the units that they were computed from, less one"
+            raise InputError(f"standard errors with {degrees if degrees is not None else 'unknown'} degrees of freedom", expected, "give degrees=")
+        return significant(self.values, self.stderr, degrees, 1 - level, correction)
+
     def at(self, queries: Sequence[int] | np.ndarray) -> TrainingScores:
         """The scores of some of the queries, in the order given."""
         ids = np.asarray(queries)
@@ -127,7 +164,8 @@ class TrainingScores:
         """Scores of groups of training examples: sums over equal ``labels`` (n,), one column each, in the order of first appearance.
 
         The sum is what removing the whole group is predicted to do, to first order: additivity fails for groups that carry each other.
-        Standard errors are added in quadrature where there are any, as for independent examples.
+        Standard errors are added in quadrature where there are any, as for independent examples (an ensemble's members move the examples
+        of a group together: of a large group the error is then too small, or too large).
         """
         given = list(labels)
         if len(given) != self.train:
@@ -204,6 +242,8 @@ class TrainingScores:
         more = f"\n\nShown are the first {SHOWN} of {self.queries:,} queries." if self.queries > SHOWN else ""
         sign = f"{SIGN.capitalize()}.\n\nUnit: {UNITS.get(self.unit, self.unit)}."
         doubt = "Scores are predictions. How far they can be trusted is measured by retraining: headwater.evaluate.lds."
+        if self.stderr is not None and self.spread is not None and self.spread.degrees:
+            doubt += f"\n\nErrors are standard errors over {self.spread}. {self.reliable().mean():.0%} of all scores can be told from zero (95 %, one at a time)."
         reading = report.Section("How to read the scores", f"{sign}\n\n{doubt}{more}")
         footer = [("method", self.method), *((key, str(value)) for key, value in self.provenance.items() if isinstance(value, str | int | float) and key != "method")]
         subtitle = f"{self.queries:,} queries, {self.train:,} training examples, scored by {self.method}"

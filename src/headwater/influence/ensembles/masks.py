@@ -79,7 +79,6 @@ class Mask(nn.Module):
         self.site, self.names, self.ids, self.p = site, names, ids, site.rate
         self.calls = 0
         self._held: dict[Any, Tensor] = {}
-        self.register_forward_pre_hook(_nothing)  # torch's fused transformer layer, which would pass the mask by, is not used where there are hooks
 
     def forward(self, x: Tensor) -> Tensor:
         if self.site.rate == 0:
@@ -177,6 +176,7 @@ def place(model: nn.Module, sites: tuple[Site, ...], make: Callable[[Site], nn.M
     homes = [(parent, name, child) for parent in model.modules() for name, child in parent._modules.items() if child is not None]
     for site in sites:
         mask, module = make(site), model.get_submodule(site.path)
+        mask.register_forward_pre_hook(_nothing)  # torch's fused transformer layer, which would pass the mask by, is not used where there are hooks
         masks.append(mask)
         if site.inserted:
             module.register_forward_hook(_after(mask, site))
