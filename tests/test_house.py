@@ -24,6 +24,7 @@ DOOR = [
     "Accumulator",
     "Dense",
     "Diagonal",
+    "DropoutEnsemble",
     "EKFAC",
     "Ensemble",
     "Experiment",
@@ -43,6 +44,7 @@ DOOR = [
     "Summary",
     "TracIn",
     "TrainingScores",
+    "Unrolled",
     "audit",
     "baselines",
     "compare_models",
@@ -61,6 +63,7 @@ DOOR = [
     "targets",
     "tasks",
     "trace",
+    "weigh",
 ]
 
 # Only the call that needs one of these may import it: they are slow to load, or not installed at all.

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors
-    from headwater.influence.ensembles import Ensemble
+    from headwater.influence.ensembles import DropoutEnsemble, Ensemble
     from headwater.influence.trace import self_influence, trace
+    from headwater.influence.unrolled import Unrolled, weigh
     from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
     from headwater.training import Experiment, Recorder, Run
 
@@ -32,6 +33,7 @@ __all__ = [
     "Accumulator",
     "Dense",
     "Diagonal",
+    "DropoutEnsemble",
     "Ensemble",
     "Experiment",
     "FeatureScores",
@@ -50,6 +52,7 @@ __all__ = [
     "Summary",
     "TracIn",
     "TrainingScores",
+    "Unrolled",
     "audit",
     "baselines",
     "compare_models",
@@ -68,6 +71,7 @@ __all__ = [
     "targets",
     "tasks",
     "trace",
+    "weigh",
 ]
 __version__ = "0.1.0"
 
@@ -80,7 +84,8 @@ _ROOMS = {
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
     "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
-    "influence.ensembles": ("Ensemble",),
+    "influence.ensembles": ("DropoutEnsemble", "Ensemble"),
+    "influence.unrolled": ("Unrolled", "weigh"),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),
 }

@@ -9,6 +9,7 @@
     │   ├── MissingCheckpoint a checkpoint that the manifest names and the disk does not hold
     │   ├── ModelMismatch     recorded with another model
     │   ├── DataMismatch      recorded with another dataset, or the dataset changed since
+    │   ├── ReplayMismatch    training the recorded run again gives other weights than were recorded
     │   └── UnknownOptimizer  an optimizer whose dynamics Headwater does not know
     ├── GradientError         gradients that cannot be trusted
     │   ├── NotFinite         NaN or infinity in a loss, a gradient or a curvature
@@ -60,6 +61,10 @@ class ModelMismatch(RunError):
 
 class DataMismatch(RunError):
     """The run was recorded with another dataset, or the dataset changed since."""
+
+
+class ReplayMismatch(RunError):
+    """Training the recorded run again gives other weights or losses than were recorded: something it depended on escaped the record."""
 
 
 class UnknownOptimizer(RunError):

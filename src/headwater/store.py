@@ -200,6 +200,7 @@ class Log:
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self.path, self.dtype, self.rows = path, np.dtype(dtype), 0
+        self.total = 0  # with those that wait for the next flush
         self._waiting: list[np.ndarray] = []
         self._hasher = hashlib.blake2b(digest_size=16)
         write_array(path, np.zeros(0, self.dtype))
@@ -207,6 +208,7 @@ class Log:
     def append(self, rows: np.ndarray) -> None:
         """Rows to be written at the next flush."""
         self._waiting.append(np.asarray(rows, self.dtype))
+        self.total += len(self._waiting[-1])
 
     def flush(self) -> dict[str, Any]:
         """Write what waits; returns the facts for a manifest. Raises StorageError."""

@@ -432,6 +432,12 @@ class Language(Task):
         logits, targets = self._logits(model, batch)
         return self._factor(targets).to(logits) * self._summed(logits, targets)
 
+    def token_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What each position contributes to its example's loss, shape (n, positions): their sum is :meth:`loss`."""
+        logits, targets = self._logits(model, batch)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=self.ignore, reduction="none")
+        return self._factor(targets).to(logits).unsqueeze(1) * losses
+
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-likelihood of the given tokens, shape (n,)."""
         return -self._summed(*self._logits(model, batch))

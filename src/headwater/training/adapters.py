@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from headwater.capture.rules import rule_of
 from headwater.errors import GradientError, InputError, MissingExtra
@@ -40,21 +41,26 @@ class Adapter(nn.Module):
     def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
         super().__init__()
         self.rank, self.scale = rank, scale
-        weight = _weight(layer)
-        kind = {"bias": False, "device": weight.device, "dtype": weight.dtype}
         if isinstance(layer, _CONVOLUTIONS):
-            make: Any = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # torch's own: a subclass may take other arguments
-            inner = rank * layer.groups
+            kind: type[nn.Module] = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # torch's own: a subclass may take other arguments
             shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
-            self.down: nn.Module = make(layer.in_channels, inner, layer.kernel_size, groups=layer.groups, **shape, **kind)
-            self.up: nn.Module = make(inner, layer.out_channels, 1, groups=layer.groups, **kind)
+            groups, inner = layer.groups, rank * layer.groups
+            self.down = _part(kind, layer, layer.in_channels, inner, layer.kernel_size, groups=groups, **shape)
+            self.up = _part(kind, layer, inner, layer.out_channels, 1, groups=groups)
         else:
-            outputs, inputs = _size(layer)[1:]
-            self.down, self.up = nn.Linear(inputs, rank, **kind), nn.Linear(rank, outputs, **kind)  # type: ignore[arg-type]
-        nn.init.zeros_(_weight(self.up))
+            _, outputs, inputs = _size(layer)
+            self.down, self.up = _part(nn.Linear, layer, inputs, rank), _part(nn.Linear, layer, rank, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * self.up(self.down(x))
+
+
+def _part(kind: type[nn.Module], layer: nn.Module, *sizes: Any, **settings: Any) -> nn.Module:
+    """A module without bias and with a weight of zeros, made without drawing from the global generators."""
+    weight = _weight(layer)
+    part = skip_init(kind, *sizes, bias=False, dtype=weight.dtype, device=weight.device, **settings)
+    nn.init.zeros_(_weight(part))
+    return part
 
 
 def _weight(module: Any) -> Tensor:
@@ -170,8 +176,8 @@ def _rank(name: str, layer: nn.Module, rank: int | None) -> int:
 
 
 def insert(model: nn.Module, ranks: Mapping[str, int], alpha: float | None = None) -> nn.Module:
-    """Give layers of ``model`` an adapter each (in place; the model); ``scale = alpha / rank``, without ``alpha`` 1. Their ``down`` weights are
-    as torch leaves them: see :func:`draw`."""
+    """Give layers of ``model`` an adapter each (in place; the model); ``scale = alpha / rank``, without ``alpha`` 1. Their weights are zero:
+    see :func:`draw`."""
     for name, rank in ranks.items():
         layer = model.get_submodule(name)
         layer.add_module(CHILD, Adapter(layer, rank, 1.0 if alpha is None else alpha / rank))
@@ -306,14 +312,15 @@ def moved(model: nn.Module) -> dict[str, float]:
     return out
 
 
-def refuse_untrained(model: nn.Module, what: str) -> None:
-    """Raise GradientError where adapters were never trained: with ``B = 0`` the gradients of A are zero, and nothing can be attributed to them."""
-    untrained = [name for name, pair in adapters_of(model).items() if not bool(pair.up.any())]
-    if untrained:
+def refuse_untrained(model: nn.Module, where: str) -> None:
+    """Raise GradientError where a model has adapters and none was ever trained: with ``B = 0`` the gradients of A are zero, and those of B say
+    where training would begin, not what it did."""
+    pairs = adapters_of(model)
+    if pairs and not any(bool(pair.up.any()) for pair in pairs.values()):
         raise GradientError(
-            f"{what}: the adapter of {untrained[0]!r} was never trained (B = 0, so that the gradient of A is zero)",
-            "adapters that were trained",
-            "train them first; if they were, look for a learning rate of 0 and for layers that the loss does not depend on",
+            f"{len(pairs)} adapters that were never trained, {where}: B = 0 in all of them, the first in {next(iter(pairs))!r}",
+            "adapters that training moved",
+            "train them first; if that was done, look for a learning rate of 0, for layers that the loss does not depend on, and for the right checkpoint",
         )
 
 

@@ -133,7 +133,7 @@ def finetune(path: Path, model: nn.Module, stages: Sequence[Stage], trained: Seq
             with recorder:
                 losses.append(_train(model, stage, optimizer, recorder, _batches(stage.size, tuning, order), advance) if real else _stand_still(optimizer, recorder))
     assert recorder is not None
-    refuse_untrained(model, f"after training the adapters in {path}")
+    refuse_untrained(model, f"after {tuning.steps} steps of training in {path}")
     recorder.finish()
     return losses
 

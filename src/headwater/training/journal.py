@@ -4,6 +4,14 @@
     checkpoints/STEP.safetensors  weights and buffers by name; Adam's bias-corrected second moments as moment/NAME
     steps.npy                   one row per step and parameter group: learning rate, momentum, weight decay, clipping, batch size, stage
     order.npy                   which examples each step saw, uint32, end to end (steps.npy tells how many each took)
+
+What only a replay needs (``manifest["replay"]``; absent in runs recorded before 2026-11-24):
+
+    moves.npy                   one row per step: whether the optimizer moved, whether anything else did, loss, norm of the gradient
+    settings.npy                one row per step and group: betas, eps, dampening, Nesterov
+    forwards.npy                one row per forward pass of the model: its step, examples, mode, autocast, generator's state
+    random.npy                  the generators' states before forward passes that drew random numbers (dropout), and only before those
+    optimizer/STEP.safetensors  what an optimizer that had taken steps before remembered when a stage began
 """
 
 from __future__ import annotations
@@ -30,12 +38,38 @@ STEPS = np.dtype(
     [("step", "<u8"), ("stage", "<u2"), ("group", "<u2"), ("rate", "<f8"), ("momentum", "<f8"), ("decay", "<f8"), ("clip", "<f8"), ("batch", "<u4")]
 )
 ORDER = np.dtype("<u4")
-_OURS = ("checkpoints", "factors", "jobs", "index", "manifest.json", "steps.npy", "order.npy")
+MOVES = np.dtype([("step", "<u8"), ("moved", "?"), ("touched", "?"), ("loss", "<f8"), ("norm", "<f8")])
+SETTINGS = np.dtype(
+    [("step", "<u8"), ("group", "<u2"), ("beta1", "<f8"), ("beta2", "<f8"), ("eps", "<f8"), ("dampening", "<f8"), ("nesterov", "?"), ("amsgrad", "?")]
+)
+FORWARDS = np.dtype([("step", "<u8"), ("batch", "<u4"), ("mode", "<u2"), ("cast", "<u2"), ("random", "<i8")])
+"""``mode`` and ``cast`` count in the manifest's lists, ``random`` in random.npy (-1: the pass drew no random numbers)."""
+RANDOM = np.dtype([("cpu", "u1", (5056,)), ("cuda", "u1", (16,))])
+_LOGS = {"moves": MOVES, "settings": SETTINGS, "forwards": FORWARDS, "random": RANDOM}
+_OURS = ("checkpoints", "optimizer", "factors", "jobs", "index", "states", "manifest.json", "steps.npy", "order.npy", *(f"{name}.npy" for name in _LOGS))
 
 
 def checkpoint_file(path: Path, step: int) -> Path:
     """Where a checkpoint lies."""
     return path / "checkpoints" / f"{step}.safetensors"
+
+
+def optimizer_file(path: Path, step: int) -> Path:
+    """Where the state lies that an optimizer had before the first step of a stage that began after ``step``."""
+    return path / "optimizer" / f"{step}.safetensors"
+
+
+def machine() -> dict[str, Any]:
+    """What decides the last bits of a training besides its code."""
+    cuda = torch.cuda.is_available()
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "precision": torch.get_float32_matmul_precision(),
+        "cudnn": {"benchmark": torch.backends.cudnn.benchmark, "deterministic": torch.backends.cudnn.deterministic} if cuda else {},
+    }
 
 
 class Journal:
@@ -57,6 +91,7 @@ class Journal:
             "checkpoints": {},
         }
         self.steps, self.order = Log(self.path / "steps.npy", STEPS), Log(self.path / "order.npy", ORDER)
+        self.replay: dict[str, Log] = {}
 
     def _clear(self) -> None:
         """Remove what an earlier run left, the manifest first; nothing else in the directory is touched."""
@@ -73,6 +108,25 @@ class Journal:
         """One step: a row of :data:`STEPS` for each group, and the examples it saw."""
         self.steps.append(rows)
         self.order.append(ids)
+
+    def log_replay(self, **rows: np.ndarray) -> None:
+        """Rows of the logs that only a replay needs, by their names; the logs begin with the first of them."""
+        if not self.replay:
+            self.replay = {name: Log(self.path / f"{name}.npy", dtype) for name, dtype in _LOGS.items()}
+            self.manifest["replay"] = {"modes": [], "casts": [], "machine": machine()}
+        for name, found in rows.items():
+            self.replay[name].append(found)
+
+    def number(self, table: str, fact: Any) -> int:
+        """The place of a fact (plain JSON) in one of the manifest's lists for replays, "modes" or "casts"; put there if it is new."""
+        facts: list[Any] = self.manifest["replay"][table]
+        if fact not in facts:
+            facts.append(fact)
+        return facts.index(fact)
+
+    def save_optimizer(self, step: int, tensors: Mapping[str, Tensor]) -> str:
+        """Write what an optimizer remembered after ``step``; the checksum."""
+        return write_tensors(optimizer_file(self.path, step), tensors)
 
     def save(self, step: int, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
         """Write a checkpoint, and a manifest that knows it."""
@@ -95,6 +149,8 @@ class Journal:
     def flush(self) -> None:
         """Write the manifest for all that is on the disk by now."""
         self.manifest["steps"], self.manifest["order"] = self.steps.flush(), self.order.flush()
+        for name, log in self.replay.items():
+            self.manifest["replay"][name] = log.flush()
         write_json(self.path / "manifest.json", self.manifest)
 
 

@@ -19,7 +19,10 @@ MOMENT = "moment/"
 
 @dataclass(frozen=True)
 class Group:
-    """One parameter group. ``names``: of its parameters in the model. ``decoupled``: the decay is AdamW's, not part of the gradient."""
+    """One parameter group. ``names``: of its parameters in the model. ``decoupled``: the decay is AdamW's, not part of the gradient.
+
+    ``beta1`` and ``amsgrad`` are None in runs recorded before they were noted (and for SGD): enough for scores, not for a replay.
+    """
 
     names: tuple[str, ...]
     weight_decay: float = 0.0
@@ -29,6 +32,8 @@ class Group:
     nesterov: bool = False
     beta2: float = 0.0
     eps: float = 0.0
+    beta1: float | None = None
+    amsgrad: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ def _group(group: dict[str, Any], names: tuple[str, ...], kind: type) -> Group:
     if KINDS[kind] == SGD:
         return Group(names, decay, False, float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"]))
     decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
-    return Group(names, decay, decoupled, beta2=float(group["betas"][1]), eps=float(group["eps"]))
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    return Group(names, decay, decoupled, beta2=beta2, eps=float(group["eps"]), beta1=beta1, amsgrad=bool(group.get("amsgrad")))
 
 
 def second_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -116,4 +122,17 @@ def second_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[s
             if "exp_avg_sq" in state:
                 raw = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
                 found[names[id(parameter)]] = raw.detach() / (1 - float(group["betas"][1]) ** float(state["step"]))
+    return found
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer remembers, as ``KEY/PARAMETER``: ``momentum_buffer/...`` of SGD; ``exp_avg/...``, ``exp_avg_sq/...``,
+    ``max_exp_avg_sq/...`` and ``step/...`` of Adam. Empty for one that took no step yet."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if value is not None and parameter.requires_grad:
+                    found[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach()
     return found

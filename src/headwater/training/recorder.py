@@ -16,10 +16,11 @@ from headwater.errors import HeadwaterError, InputError, RunError, TaskError
 from headwater.tasks import Examples, Task
 from headwater.tasks.batches import to
 from headwater.tasks.task import per_example
-from headwater.training.journal import STEPS, Journal, stage_facts
-from headwater.training.optimizers import OptimizerRecord, describe, second_moments, unwrapped
+from headwater.training.journal import Journal, stage_facts
+from headwater.training.optimizers import describe, second_moments, unwrapped
 from headwater.training.places import Places
 from headwater.training.run import Run, stages_of
+from headwater.training.watching import Watched
 
 REDUCTIONS = ("mean", "sum")
 
@@ -69,7 +70,8 @@ class Recorder:
         self.journal = Journal(path, seed=seed, overwrite=overwrite)
         self.taken = 0
         self._data: list[tuple[Any, Task]] = []
-        self._watched: _Watched | None = None
+        self._watched: Watched | None = None
+        self._state_known = False
         self._first = {"name": stage, "train": train, "task": task, "checkpoints": checkpoints, "steps": steps, "reduction": reduction}
         if model is not None:
             self.watch(model, optimizer)
@@ -113,17 +115,20 @@ class Recorder:
         check_task(model, task, examples)
         self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction))
         self._data.append((train, task))
-        self._watched = _Watched(model, optimizer, record, len(examples), Places(checkpoints, steps))
+        self._state_known = False
+        self._watched = Watched(model, optimizer, record, len(examples), Places(checkpoints, steps))
         if self.taken == 0:
             self._save(0)
         return self
 
-    def step(self, indices: Any, *, clip: float = 1.0) -> None:
+    def step(self, indices: Any, *, clip: float = 1.0, loss: Any = None) -> None:
         """Record the optimizer step just taken.
 
         Args:
             indices: the ids, in the stage's dataset, of the examples whose losses made its gradient (all micro-batches together).
             clip: the factor that gradient clipping multiplied the gradient with; ``max_norm / total_norm`` will do (above 1 counts as 1).
+                torch's own factor is ``max_norm / (total_norm + 1e-6)``: with that one a replay can be exact to the last bit.
+            loss: the loss of the whole batch, if you like: a replay then shows at which step it departs (see ``hw.Unrolled``).
 
         A step that a gradient scaler skipped is recorded as one that moved nothing.
 
@@ -136,12 +141,23 @@ class Recorder:
         ids = _ids(indices, watched.size)
         rows = watched.rows(len(self.journal.manifest["stages"]) - 1, self.taken + 1, min(1.0, float(clip)), len(ids))
         self.taken += 1
+        first = not self._state_known
         self.journal.log(rows, ids)
+        watched.log(self.journal, self.taken, loss)
+        if first and watched.moved:
+            self._state_known = True
+            self._note_state(watched)
         since = self.taken - self.journal.manifest["stages"][-1]["start"]
         if watched.places.wanted(since):
             self._save(self.taken)
             start = self.taken - since
             self.journal.drop([start + s for s in watched.places.thin()])
+
+    def _note_state(self, watched: Watched) -> None:
+        """Keep what the optimizer remembered before the stage's first step (nothing, if it was new)."""
+        stage = self.journal.manifest["stages"][-1]
+        stage["remembered"] = self.journal.save_optimizer(stage["start"], watched.state) if watched.state else ""
+        watched.state = {}
 
     def _save(self, step: int) -> None:
         watched = self._watched
@@ -187,42 +203,6 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._watched is not None:
             self._watched.release()
-
-
-class _Watched:
-    """A model and its optimizer within one stage: counts optimizer steps and notes what each group's settings were at that moment."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, record: OptimizerRecord, size: int, places: Places) -> None:
-        self.model, self.optimizer, self.record, self.size, self.places = model, optimizer, record, size, places
-        self.pending: list[list[dict[str, Any]]] = []
-        self.moved = False
-        self._hook = optimizer.register_step_pre_hook(self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.pending.append([dict(group, params=None) for group in self.optimizer.param_groups])
-
-    def release(self) -> None:
-        self._hook.remove()
-
-    def rows(self, stage: int, step: int, clip: float, batch: int) -> np.ndarray:
-        """The rows of :data:`STEPS` for the step since the last call."""
-        if len(self.pending) > 1:
-            raise RunError(
-                f"{len(self.pending)} optimizer steps since the last recorder.step()",
-                "recorder.step(indices) after every optimizer.step()",
-                "call it once per optimizer step, with the examples of all micro-batches",
-            )
-        groups = self.pending.pop() if self.pending else None
-        self.moved |= groups is not None
-        out = np.zeros(len(self.record.groups), STEPS)
-        out["stage"], out["step"], out["clip"], out["batch"], out["group"] = stage, step, clip, batch, np.arange(len(out))
-        if groups is not None:
-            if len(groups) != len(out):
-                raise RunError(f"an optimizer with {len(groups)} groups that had {len(out)}", "the same groups during a stage", "begin a new stage: recorder.stage(...)")
-            out["rate"] = [float(g["lr"]) for g in groups]
-            out["momentum"] = [float(g.get("momentum", 0.0)) for g in groups]
-            out["decay"] = [float(g["weight_decay"]) for g in groups]
-        return out
 
 
 def check_task(model: nn.Module, task: Task, examples: Examples) -> None:

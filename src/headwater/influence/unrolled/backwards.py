@@ -1,0 +1,272 @@
+"""Walking a recorded training backwards: planned and told beforehand, checked on the way there, kept when interrupted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from headwater.influence.jobs import Job, guarded
+from headwater.influence.queries import Asked
+from headwater.influence.request import Request
+from headwater.influence.unrolled.keeping import Keeper
+from headwater.influence.unrolled.pullback import Cotangent, backward, pull
+from headwater.influence.unrolled.schedule import Schedule, walk
+from headwater.influence.unrolled.weigh import Weighing
+from headwater.report.numbers import duration
+from headwater.store import Store, content_hash
+from headwater.tasks import fingerprint
+from headwater.tasks.batches import size, to
+from headwater.tasks.code import code_digest, task_identity
+from headwater.tasks.task import per_example
+from headwater.training.replay import Move, Replay, State, as_recorded
+from headwater.training.replay.norms import written_out
+from headwater.training.replay.script import split_parts
+
+AT_ONCE = 64  # examples asked about that are measured in one pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What unrolling will do, told before it starts. ``replays``: steps trained again, ``reversed``: steps walked backwards, both in all;
+    ``states`` kept at a time, ``state_bytes`` each, ``where``; queries in ``chunks`` of ``chunk``, ``lanes`` of them through a graph at once."""
+
+    steps: int
+    queries: int
+    columns: int
+    schedule: Schedule
+    where: str
+    state_bytes: int
+    query_bytes: int
+    graph_bytes: int
+    chunk: int
+    chunks: int
+    lanes: int
+    seconds: float
+
+    @property
+    def replays(self) -> int:
+        """The first sweep, its last step, and the states made again between."""
+        return self.chunks * (self.schedule.replays + 1)
+
+    def facts(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "replays": self.replays, "reversed": self.chunks * self.steps}
+
+    def __str__(self) -> str:
+        kept = self.schedule.states * self.state_bytes
+        lines = (
+            f"unrolling {self.steps:,} steps for {self.queries:,} queries, {self.columns:,} weights: "
+            f"{self.replays:,} steps replayed, {self.chunks * self.steps:,} reversed" + (f", in {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""),
+            f"about {duration(self.seconds)} by one timed step" if self.seconds else "",
+            f"memory: {self.schedule.states:,} states of {_mb(self.state_bytes)} MB in {self.where} ({_mb(kept)} MB), queries {_mb(self.chunk * self.query_bytes)} MB, "
+            f"a step's graph {_mb(self.graph_bytes)} MB for each of {self.lanes} lanes",
+        )
+        return "\n".join("headwater: " + line for line in lines if line)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 2**20:,.1f}"
+
+
+class Backwards:
+    """See the module's docstring. ``name``: of the method, part of the names of saved work; ``report``: of the replay's check."""
+
+    def __init__(self, request: Request, schedule: str, keep: str, weigh: Weighing, tolerance: float | None, name: str) -> None:
+        self.request, self.run = request, request.run
+        self.columns = weigh.on(self.run)
+        self.replay = Replay(self.run, tolerance)
+        self.player, self.script = self.replay.player, self.replay.script
+        self.name, self.keep, self.report = name, keep, {}  # type: tuple[str, str, dict[str, Any]]
+        with as_recorded(self.run):
+            self.plan = self._plan(schedule)
+
+    # -- planning --------------------------------------------------------------------------------------------------------------
+
+    def _move(self, step: int) -> Move:
+        """The step, in micro-batches of at most ``request.batch_size`` examples where that changes nothing."""
+        return split_parts(self.script.move(step), self.request.batch_size, self.player.norms)
+
+    def _plan(self, schedule: str) -> Plan:
+        """Schedule, chunks and lanes from the memory budget: a third each for states, queries, and the graph of a step."""
+        length, queries, third = len(self.script), self.request.asked.count, self.request.memory // 3
+        move = self._move(1)
+        before = self.player.begin(self.player.start(), move)
+        after = self.player.step(before, move, self.player.gradient(before, move))
+        moments = max((sum(len(rule.empty(torch.zeros(()))) for rule in self.script.move(stage.start + 1).rules[:1]) for stage in self.run.stages), default=0)
+        weights = sum(t.numel() * t.element_size() for t in after.weights.values())
+        state_bytes = (1 + moments) * weights + sum(t.numel() * t.element_size() for n, t in after.buffers.items() if t is not before.buffers[n])
+        query_bytes = 3 * (1 + moments) * weights
+        graph_bytes = self._graph_bytes(before, move)
+        chunk = int(max(1, min(queries, third // max(1, query_bytes))))
+        lanes = int(max(1, min(chunk, third // max(1, graph_bytes))))
+        chosen, where = self._schedule(schedule, length, max(1, third // max(1, state_bytes)))
+        chunks = -(-queries // chunk)
+        plan = Plan(length, queries, self.columns.count, chosen, where, state_bytes, query_bytes, graph_bytes, chunk, chunks, lanes, 0.0)
+        if not self.request.progress:
+            return plan
+        seconds = self._timed(before, move, chunk, lanes)
+        return Plan(**{**vars(plan), "seconds": plan.replays * seconds[0] + chunks * length * seconds[1]})
+
+    def _schedule(self, name: str, length: int, room: int) -> tuple[Schedule, str]:
+        """The schedule and where its states lie, with room for so many of them in memory."""
+        log = Schedule.named("log", length)
+        if name == "auto":
+            fits = room >= log.states and self.keep != "disk"
+            chosen = Schedule.within(length, room) if fits or self.keep == "memory" else Schedule.named("sqrt", length)
+        else:
+            chosen = Schedule.named(name, length)
+        if self.keep == "auto":
+            return chosen, "memory" if chosen.states <= max(room, 1) else "disk"
+        return chosen, self.keep
+
+    def _graph_bytes(self, before: State, move: Move) -> int:
+        """What one pass through the graph of a step's gradient holds on to."""
+        held: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            self.player.graph(before, move, max(move.parts, key=lambda part: part.stop - part.start), self.columns.terms)
+        return sum(held.values())
+
+    def _timed(self, before: State, move: Move, chunk: int, lanes: int) -> tuple[float, float]:
+        """Seconds of one step replayed, and of one reversed."""
+        ones = Cotangent({n: torch.ones(chunk, *t.shape, dtype=t.dtype, device=t.device) for n, t in before.weights.items()})
+        times = []
+        for work in (lambda: self.player.gradient(before, move), lambda: pull(self.player, before, move, ones, self.columns.terms, lanes)):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return times[0], times[1]
+
+    # -- walking ---------------------------------------------------------------------------------------------------------------
+
+    def scores(self) -> Tensor:
+        """(queries, columns). Work that was interrupted is taken up where it was."""
+        key = self._key()
+        job = WalkJob(self.run.store, key, (self.request.asked.count, self.columns.count), self._dtype())
+        self.report = job.report
+        show = self.request.progress
+        if show:
+            tqdm.write(str(self.plan) + ("\nheadwater: resuming interrupted work" if job.resumed else ""), file=sys.stderr)
+        total = self.plan.replays + self.plan.chunks * self.plan.steps
+        with tqdm(total=total, unit=" steps", disable=not show, desc="unroll", leave=False, file=sys.stderr, mininterval=0.5) as bar, as_recorded(self.run):
+
+            def go() -> None:
+                for c in range(job.place[0], self.plan.chunks):
+                    self._chunk(job, c, bar.update, show)
+
+            guarded(job, go)
+        job.finish()
+        return job.scores[0]
+
+    def _chunk(self, job: WalkJob, c: int, tick: Callable[[int], object], show: bool) -> None:
+        """Walk backwards for one chunk of queries, from where it was left."""
+        rows = slice(c * self.plan.chunk, min((c + 1) * self.plan.chunk, self.plan.queries))
+        done = job.place[1] if job.place[0] == c else 0
+        length = self.plan.steps - done
+        witness = None if job.report else self.replay.witness()
+        upon: list[Cotangent] = [Cotangent.of(job.carried, self.run.device)] if done else []
+        states = Keeper(self.run.store, f"states/{job.name.removeprefix('jobs/')}", self.plan.where, self.run.device)
+
+        def advance(state: State, _: int, to: int) -> State:
+            return self.replay.advance(state, to, witness, tick)
+
+        def back(state: State, k: int) -> None:
+            move = self._move(k + 1)
+            before = self.player.begin(state, move)
+            if not upon:
+                final = advance(state, k, k + 1)
+                if witness is not None:
+                    job.report.update(witness.report())
+                    if show:
+                        tqdm.write(f"headwater: {witness}", file=sys.stderr)
+                upon.append(self._asked(final, rows))
+            pulled = pull(self.player, before, move, upon[0], self.columns.terms, self.plan.lanes)
+            upon[0] = pulled.before
+            for start, stop, values in pulled.scores:
+                self.columns.add(job.scores[0][rows], move.stage, move.ids[start:stop], values)
+            job.carry(pulled.before, c, self.plan.steps - k)
+            tick(1)
+
+        try:
+            walk(Schedule(length, self.plan.schedule.states), self.player.start(), advance, back, states.keep, states.drop, states.load)
+        finally:
+            states.clear()
+        job.carry(Cotangent({}), c + 1, 0)
+
+    def _asked(self, final: State, rows: slice) -> Cotangent:
+        """The gradients of the measurements in the final weights and running statistics: what is walked back."""
+        asked, player = self.request.asked, self.player
+        player.set_mode(frozenset())
+        trains = any(mode is None or name in mode for mode in self.script.modes for name in player.norms)
+        statistics = player.statistics if trains else ()
+        total: dict[str, Tensor] = {}
+        for examples, numbers in zip(asked.examples, asked.rows, strict=True):
+            wanted = np.flatnonzero((numbers >= rows.start) & (numbers < rows.stop))
+            for some in np.array_split(wanted, -(-len(wanted) // AT_ONCE)) if len(wanted) else ():
+                batch = to(examples.batch(some), self.run.device)
+                leaves = {n: t.detach().requires_grad_() for n, t in final.weights.items()}
+                buffers = {n: t.detach().clone().requires_grad_(n in statistics) for n, t in final.buffers.items()}
+                with torch.enable_grad(), written_out(player.model):
+                    values = per_example(player.evaluate(asked.measure, leaves, buffers, batch), batch, "measure")
+                inputs = {**leaves, **{n: buffers[n] for n in statistics}}
+                mine = torch.as_tensor(numbers[some] - rows.start, device=values.device)
+                present, place = mine.unique(return_inverse=True)
+                picks = torch.zeros(len(present), len(some), dtype=values.dtype, device=values.device)
+                picks[place, torch.arange(len(some), device=values.device)] = 1
+                found = backward([values], list(inputs.values()), [picks], self.plan.lanes) if values.requires_grad else [None] * len(inputs)
+                for (n, t), g in zip(inputs.items(), found, strict=True):
+                    held = total.setdefault(n, torch.zeros(rows.stop - rows.start, *t.shape, dtype=t.dtype, device=t.device))
+                    if g is not None:
+                        held.index_add_(0, present, g)
+                assert size(batch) == len(some)
+        return Cotangent({n: total[n] for n in final.weights}, {}, {n: total[n] for n in statistics})
+
+    # -- names -----------------------------------------------------------------------------------------------------------------
+
+    def _dtype(self) -> torch.dtype:
+        lowest = torch.float32
+        for p in self.player.model.parameters():
+            lowest = torch.promote_types(lowest, p.dtype)
+        return lowest
+
+    def _key(self) -> str:
+        asked: Asked = self.request.asked
+        run = [[self.run.weights_hash(step) for step in self.run.checkpoints], self.run.manifest["steps"], self.run.manifest["order"], self.run.variant]
+        data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
+        questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
+        plan = [self.plan.chunk, self.plan.lanes, self.request.batch_size]
+        return content_hash("unrolled-1", run, data, self.name, *questions, plan)
+
+
+class WalkJob(Job):
+    """Scores, and the cotangent that goes on: the place is (chunk, steps walked back)."""
+
+    def __init__(self, store: Store, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        super().__init__(store, key, [shape], dtype)
+        self.carried: dict[str, Tensor] = {}
+        self.report: dict[str, Any] = {}
+        if self.resumed:
+            self.carried = {n.removeprefix("carried/"): t for n, t in store.read(self.name).items() if n.startswith("carried/")}
+            self.report = store.meta(self.name)["report"]
+
+    def carry(self, cotangent: Cotangent, chunk: int, walked: int) -> None:
+        """All that was walked is in the scores, and this is what goes on."""
+        self.carried = cotangent.flat()
+        self.reach(chunk, walked, 0)
+
+    def save(self) -> None:
+        carried = {f"carried/{n}": t.detach().cpu().contiguous() for n, t in self.carried.items()}
+        self.store.write(self.name, {"scores.0": self.scores[0], **carried}, {"place": list(self.place), "report": self.report})
+        self._saved = time.monotonic()

@@ -1,0 +1,135 @@
+"""One step backwards: what a change of the state before it, or of an example's weight in it, does to the measurements.
+
+With the step ``s' = h(s, w)`` and ``c' = d measure / d s'`` (one for each query), ``c = c'^T dh/ds`` and ``d measure / d w = c'^T dh/dw``.
+The optimizer is elementwise and pulled back by hand: it turns c' into a cotangent of the batch's gradient G. What is left is
+``d <G(θ, w), cotangent> / d (θ, w)``: a Hessian-vector product, and the product of each example's gradient with the cotangent, both from
+one backward pass through the graph of the gradient (Pearlmutter 1994). Queries share that graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from headwater.errors import GradientError
+from headwater.training.replay import Graph, Moments, Move, Player, State, Terms, twice_differentiable
+
+
+@dataclass(frozen=True, eq=False)
+class Cotangent:
+    """Derivatives of the measurements, each (queries, ...), with respect to a :class:`State`. What is missing is 0."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Moments] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def queries(self) -> int:
+        return len(next(iter(self.weights.values())))
+
+    def flat(self) -> dict[str, Tensor]:
+        """All tensors by a path, for the disk."""
+        out = {f"weights/{n}": t for n, t in self.weights.items()} | {f"statistics/{n}": t for n, t in self.statistics.items()}
+        return out | {f"moments/{key}/{n}": t for n, held in self.moments.items() for key, t in held.items()}
+
+    @classmethod
+    def of(cls, flat: dict[str, Tensor], device: torch.device) -> Cotangent:
+        """The inverse of :meth:`flat`."""
+        out = cls({}, {}, {})
+        for path, tensor in flat.items():
+            kind, _, name = path.partition("/")
+            if kind == "moments":
+                key, _, name = name.partition("/")
+                out.moments.setdefault(name, {})[key] = tensor.to(device)
+            elif kind in ("weights", "statistics"):
+                getattr(out, kind)[name] = tensor.to(device)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Pulled:
+    """What one step backwards gives: the cotangent before it, and for each of the step's parts ``(first, last, (queries, n, terms))``, the
+    derivative with respect to the weight of each example's terms."""
+
+    before: Cotangent
+    scores: list[tuple[int, int, Tensor]]
+
+
+def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Terms | None = None, lanes: int | None = None) -> Pulled:
+    """One step backwards from ``after``; ``state``: as ``player.begin`` gives it. ``lanes``: how many queries pass the graph at once."""
+    values, graph = _gradient(player, state, move, terms)
+    weights, moments, pulls = dict(after.weights), dict(after.moments), {}
+    for name, g in values.items():
+        rule, count = move.rule_of(name), state.counts.get(name, 0) + 1
+        held = state.moments.get(name) or rule.empty(state.weights[name])
+        cotangents = after.moments.get(name) or {key: torch.zeros_like(weights[name]) for key in held}
+        weights[name], moments[name], pulls[name] = rule.backward(state.weights[name], held, count, g, weights[name], cotangents)
+    statistics, scores = dict(after.statistics), []
+    for part in reversed(move.parts):
+        graph = graph or player.graph(state, move, part, terms)
+        upon, weighted, statistics = _through(graph, pulls, statistics, after.queries, lanes)
+        for name, t in upon.items():
+            weights[name] = weights[name] + t
+        if move.moved:
+            scores.append((part.start, part.stop, weighted))
+        graph = None
+    return Pulled(Cotangent(weights, {} if move.begins else moments, statistics), scores[::-1])
+
+
+def _gradient(player: Player, state: State, move: Move, terms: Terms | None) -> tuple[dict[str, Tensor | None], Graph | None]:
+    """The values of the step's gradient, as far as the optimizer's derivative needs them, by the parameters that took part; and the
+    graph that they came from, where the step had one part only (several graphs would not fit where one does)."""
+    if not move.moved:
+        return {}, None
+    if len(move.parts) == 1:
+        graph = player.graph(state, move, move.parts[0], terms)
+        return {n: g.detach() for n, g in graph.gradients.items()}, graph
+    if all(rule.linear for rule in move.rules) and move.step in player.idle:
+        return dict.fromkeys(sorted(move.stage.trainable - player.idle[move.step])), None
+    return dict(player.gradient(state, move).values), None
+
+
+def _through(
+    graph: Graph, pulls: dict[str, Tensor], statistics: dict[str, Tensor], queries: int, lanes: int | None
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """The pullback of a part's gradient and of the running statistics it wrote: cotangents of the parameters, of the terms' weights, and
+    of the statistics before it."""
+    outputs = [(g, pulls[n]) for n, g in graph.gradients.items() if n in pulls]
+    outputs += [(t, statistics[n]) for n, t in graph.after.items() if n in statistics]
+    outputs = [(t, c) for t, c in outputs if t.requires_grad]
+    inputs = [*graph.leaves.values(), graph.weights, *graph.before.values()]
+    found: list[Tensor | None] = [None] * len(inputs)
+    if outputs:
+        found = backward([t for t, _ in outputs], inputs, [c for _, c in outputs], lanes or queries)
+    held = [torch.zeros(queries, *t.shape, dtype=t.dtype, device=t.device) if f is None else f for f, t in zip(found, inputs, strict=True)]
+    n = len(graph.leaves)
+    read = dict(zip(graph.before, held[n + 1 :], strict=True))
+    return dict(zip(graph.leaves, held[:n], strict=True)), held[n], {**statistics, **read} if statistics else {}
+
+
+def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], lanes: int) -> list[Tensor | None]:
+    """``d <outputs, cotangent> / d inputs`` for each cotangent (their leading axis), ``lanes`` of them at once. The graph is freed."""
+    count = len(cotangents[0])
+    parts = []
+    try:
+        with twice_differentiable():
+            for start in range(0, count, lanes):
+                some, keep = slice(start, min(start + lanes, count)), start + lanes < count
+                if some.stop - start == 1:
+                    one = torch.autograd.grad(list(outputs), list(inputs), [c[start] for c in cotangents], allow_unused=True, retain_graph=keep)
+                    parts.append([None if t is None else t.unsqueeze(0) for t in one])
+                else:
+                    many = [c[some] for c in cotangents]
+                    parts.append(list(torch.autograd.grad(list(outputs), list(inputs), many, allow_unused=True, retain_graph=keep, is_grads_batched=True)))
+    except RuntimeError as error:
+        if "derivative for" not in str(error) and "double backward" not in str(error):
+            raise
+        raise GradientError(
+            f"an operation of the model that cannot be differentiated twice: {str(error).splitlines()[0]}",
+            "a model whose gradient can be differentiated",
+            "use the plain implementation of that operation (attn_implementation='eager' in transformers, say)",
+        ) from error
+    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]

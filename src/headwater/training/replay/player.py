@@ -1,0 +1,247 @@
+"""Playing moves again: the gradient of a step as it was computed then, the state after it, and the graph that a derivative needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from headwater.errors import NotFinite
+from headwater.tasks import Task
+from headwater.tasks.batches import Batch, to
+from headwater.training.experiment import settled
+from headwater.training.replay.norms import tracked, written_out
+from headwater.training.replay.script import Move, Part, Script
+from headwater.training.replay.state import State
+from headwater.training.replay.updates import Sgd
+from headwater.training.run import Run, Stage
+
+Terms = Callable[[Task, nn.Module, Batch], Tensor]
+"""(task, model, batch) -> (n, terms): the parts of each example's loss that are weighted apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """Of one step. ``values``: of each trained parameter that took part, clipped; ``buffers``: after its forward passes; ``loss``: of the
+    batch as the loop reduced it (with all weights 1, whatever they were); ``clip``: what the gradient was multiplied with."""
+
+    values: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    loss: float
+    clip: float
+
+    @property
+    def norm(self) -> float:
+        """Of all of it together."""
+        found = [torch.linalg.vector_norm(g.double()) for g in self.values.values()]
+        return float(torch.linalg.vector_norm(torch.stack(found))) if found else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A part's gradient as a differentiable function of what comes first in the step.
+
+    ``gradients``: of the trained parameters that took part; ``terms`` (n, terms); ``weights``: of these, all 1; ``leaves``: the
+    parameters; ``before`` and ``after``: running statistics that the pass read and wrote.
+    """
+
+    gradients: dict[str, Tensor]
+    terms: Tensor
+    weights: Tensor
+    leaves: dict[str, Tensor]
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+
+
+class _Objective(nn.Module):
+    """A loss as the forward of a module, so that ``functional_call`` can place weights and buffers."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Tensor]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.function(self.model, batch)
+
+
+class Player:
+    """Plays the moves of a :class:`Script`. Between calls nothing is remembered but the model's mode."""
+
+    def __init__(self, run: Run, script: Script) -> None:
+        self.run, self.script, self.device = run, script, run.device
+        self.model = run.load(run.model(), 0)
+        self.names = [n for n, _ in self.model.named_parameters() if any(n in stage.trainable for stage in run.stages)]
+        self.norms = tracked(self.model)
+        self._mode: frozenset[str] | bool | None = False
+        self._modules = dict(self.model.named_modules())
+        self.idle: dict[int, frozenset[str]] = {}  # parameters that took no part in a step, of the steps played so far
+
+    # -- states ----------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """Before training."""
+        return self.at(0)
+
+    def at(self, step: int) -> State:
+        """The weights and buffers of a recorded checkpoint, with an optimizer that remembers nothing."""
+        held = {n: t.to(self.device) for n, t in self.run.weights(step).items()}
+        buffers = {n for n, _ in self.model.named_buffers()}
+        return State(step, {n: held[n] for n in self.names}, {n: t for n, t in held.items() if n in buffers})
+
+    def begin(self, state: State, move: Move) -> State:
+        """The state that a move begins with: at the start of a stage its optimizer is a new one (or remembers what was recorded)."""
+        if not move.begins:
+            return state
+        moments: dict[str, dict[str, Tensor]] = {}
+        counts: dict[str, int] = {}
+        for path, tensor in self.script.remembered(move.stage).items():
+            key, _, name = path.partition("/")
+            if key == "step":
+                counts[name] = int(tensor)
+            else:
+                moments.setdefault(name, {})[key] = tensor.to(self.device)
+                counts.setdefault(name, 1)
+        return State(state.step, state.weights, state.buffers, moments, counts)
+
+    def step(self, state: State, move: Move, gradient: Gradient) -> State:
+        """The state after a move (``state``: as :meth:`begin` gives it)."""
+        weights, moments, counts = dict(state.weights), dict(state.moments), dict(state.counts)
+        for name, g in gradient.values.items() if move.moved else ():
+            rule = move.rule_of(name)
+            if not isinstance(rule, Sgd) or rule.momentum:
+                counts[name] = counts.get(name, 0) + 1
+                held = moments.get(name) or rule.empty(weights[name])
+                weights[name], moments[name] = rule.forward(weights[name], held, counts[name], g)
+            else:
+                weights[name], _ = rule.forward(weights[name], {}, 1, g)
+        return State(move.step, weights, gradient.buffers, moments, counts)
+
+    # -- gradients -------------------------------------------------------------------------------------------------------------
+
+    def gradient(self, state: State, move: Move, weights: Tensor | None = None, terms: Terms | None = None) -> Gradient:
+        """The gradient of a step as it was computed then.
+
+        ``weights`` (n, or n x terms): of the examples of the batch (default: all 1, computed as the loop did).
+        Raises NotFinite where the loss is not.
+        """
+        total: dict[str, Tensor] = {}
+        buffers, loss = state.buffers, 0.0
+        for part in move.parts:
+            leaves = {n: t.detach().requires_grad_(n in move.stage.trainable) for n, t in state.weights.items()}
+            passed = {n: t.clone() for n, t in buffers.items()}
+            with self._setting(move, part):
+                found = self.call(move.stage, leaves, passed, self.batch(move, part), terms)
+                reduced = _reduced(found, move, part, None if weights is None else weights[part.start : part.stop])
+                wanted = {n: t for n, t in leaves.items() if t.requires_grad}
+                gradients = torch.autograd.grad(reduced, list(wanted.values()), allow_unused=True) if reduced.requires_grad else [None] * len(wanted)
+            for n, g in zip(wanted, gradients, strict=True):
+                if g is not None:
+                    g = g.to_dense() if g.is_sparse else g
+                    total[n] = total[n] + g if n in total else g
+            buffers = {n: buffers[n] if t._version == 0 else t for n, t in passed.items()}
+            plain = reduced if weights is None else _reduced(found, move, part, None)
+            loss += float(plain.detach())
+        self.idle[move.step] = frozenset(move.stage.trainable - total.keys())
+        if not np.isfinite(loss) and move.moved:
+            raise NotFinite(f"a loss of {loss} at step {move.step}", "finite losses", "replay a training that did not diverge")
+        clipped = {n: g.mul(move.clip) for n, g in total.items()} if move.clip != 1.0 else total
+        return Gradient(clipped, buffers, loss, move.clip)
+
+    def batch(self, move: Move, part: Part) -> Batch:
+        """The examples of a part, on the device."""
+        return to(move.stage.data.batch(move.ids[part.start : part.stop]), self.device)
+
+    def call(self, stage: Stage, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, terms: Terms | None = None) -> Tensor:
+        """The task's losses (n,) of a batch, or their terms (n, terms), under given weights and buffers."""
+        task = stage.task
+        function = task.loss if terms is None else lambda model, b: terms(task, model, b)
+        return self.evaluate(function, weights, buffers, batch)
+
+    def evaluate(self, function: Callable[[nn.Module, Batch], Tensor], weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """``function(model, batch)`` under given weights and buffers."""
+        values = {f"model.{n}": t for n, t in (*weights.items(), *buffers.items())}
+        return functional_call(_Objective(self.model, function), values, (batch,), tie_weights=True)
+
+    # -- graphs ----------------------------------------------------------------------------------------------------------------
+
+    def graph(self, state: State, move: Move, part: Part, terms: Terms | None = None) -> Graph:
+        """A part's contribution to the step's gradient (clipped by the recorded factor, which counts as constant), with its graph."""
+        leaves = {n: t.detach().requires_grad_() for n, t in state.weights.items()}
+        buffers = {n: t.clone() for n, t in state.buffers.items()}
+        statistics = self.statistics if self._trains_norms(part) else ()
+        for n in statistics:
+            buffers[n].requires_grad_()
+        with self._setting(move, part), twice_differentiable(), written_out(self.model, bool(statistics)) as after:
+            found = self.call(move.stage, leaves, buffers, self.batch(move, part), terms)
+            found = found if found.ndim == 2 else found.unsqueeze(1)
+            weights = torch.ones_like(found, requires_grad=True)
+            total = (weights * found).sum() * (move.scale * move.clip)
+            names = [n for n in leaves if n in move.stage.trainable]
+            gradients = torch.autograd.grad(total, [leaves[n] for n in names], create_graph=True, allow_unused=True)
+        held = {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
+        return Graph(held, found, weights, leaves, {n: buffers[n] for n in statistics}, dict(after))
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of BatchNorm's running statistics."""
+        return tuple(f"{name}.{kind}" for name in self.norms for kind in ("running_mean", "running_var"))
+
+    def _trains_norms(self, part: Part) -> bool:
+        return any(part.mode is None or name in part.mode for name in self.norms)
+
+    # -- settings --------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _setting(self, move: Move, part: Part) -> Iterator[None]:
+        """Mode, autocast and random numbers as they were; gradients on."""
+        self.set_mode(part.mode)
+        if part.random is not None:
+            cpu, cuda = self.script.random(part.random)
+            torch.set_rng_state(cpu)
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(cuda, self.device)
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if part.cast:
+                stack.enter_context(torch.autocast(part.cast[0], getattr(torch, part.cast[1])))
+            yield
+
+    def set_mode(self, mode: frozenset[str] | None) -> None:
+        """Put the named modules in training mode, the others in eval mode (None: all in training mode)."""
+        if mode != self._mode:
+            for name, module in self._modules.items():
+                module.training = mode is None or name in mode
+            self._mode = mode
+
+
+def _reduced(found: Tensor, move: Move, part: Part, weights: Tensor | None) -> Tensor:
+    """One number of the losses (n,), or terms (n, terms), of a part, as the loop made it."""
+    if weights is not None:
+        return (weights.to(found) * found).sum() * move.scale
+    losses = found if found.ndim == 1 else found.sum(1)
+    if move.stage.reduction == "sum":
+        return losses.sum()
+    return losses.mean() if len(losses) == len(move.ids) else losses.mean() * (len(losses) / len(move.ids))
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Kernels that can be differentiated twice: the plain attention (fused ones cannot), and recurrent layers without cuDNN."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+@contextmanager
+def as_recorded(run: Run) -> Iterator[None]:
+    """The number of threads of the recording; every generator is put back afterwards."""
+    machine: dict[str, Any] = run.manifest.get("replay", {}).get("machine", {})
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), settled(0, machine.get("threads")):
+        yield
