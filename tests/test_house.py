@@ -35,6 +35,7 @@ DOOR = [
     "Influence",
     "InteractionScores",
     "KNNShapley",
+    "LoraEnsemble",
     "Query",
     "Recorder",
     "Representations",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors
-    from headwater.influence.ensembles import DropoutEnsemble, Ensemble
+    from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.trace import self_influence, trace
     from headwater.influence.unrolled import Unrolled, weigh
     from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
@@ -43,6 +43,7 @@ __all__ = [
     "Influence",
     "InteractionScores",
     "KNNShapley",
+    "LoraEnsemble",
     "Query",
     "Recorder",
     "Representations",
@@ -84,7 +85,7 @@ _ROOMS = {
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
     "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
-    "influence.ensembles": ("DropoutEnsemble", "Ensemble"),
+    "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.unrolled": ("Unrolled", "weigh"),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),

@@ -2,6 +2,7 @@
 
 from headwater.influence.ensembles.dropout import DropoutEnsemble
 from headwater.influence.ensembles.ensemble import Ensemble
+from headwater.influence.ensembles.lora import LoraEnsemble
 from headwater.influence.ensembles.members import Member, Variants
 
-__all__ = ["DropoutEnsemble", "Ensemble", "Member", "Variants"]
+__all__ = ["DropoutEnsemble", "Ensemble", "LoraEnsemble", "Member", "Variants"]
