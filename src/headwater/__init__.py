@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors
     from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
+    from headwater.influence.index import Index, index
     from headwater.influence.trace import self_influence, trace
     from headwater.influence.unrolled import Unrolled, weigh
     from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
@@ -40,6 +41,7 @@ __all__ = [
     "GradCos",
     "GradDot",
     "HeadwaterError",
+    "Index",
     "Influence",
     "InteractionScores",
     "KNNShapley",
@@ -62,6 +64,7 @@ __all__ = [
     "evaluate",
     "explain",
     "floors",
+    "index",
     "interactions",
     "load",
     "paths",
@@ -86,6 +89,7 @@ _ROOMS = {
     "features.interactions": ("interactions",),
     "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
     "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
+    "influence.index": ("Index", "index"),
     "influence.unrolled": ("Unrolled", "weigh"),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),

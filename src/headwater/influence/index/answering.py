@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,22 @@ from tqdm import tqdm
 from headwater.errors import InputError, ModelMismatch
 from headwater.influence.engine import Engine
 from headwater.influence.index.asker import Asker
-from headwater.influence.index.layout import covering
+from headwater.influence.index.carried import CarriedSide
+from headwater.influence.index.layout import FACTORS, covering
+from headwater.influence.index.parted import SAMPLE, parted
 from headwater.influence.index.reading import Index
-from headwater.influence.methods import Method, Table
+from headwater.influence.index.rows import Keeper
+from headwater.influence.methods import Fit, Method, Table
 from headwater.influence.queries import Asked, check
-from headwater.influence.scoring import QuerySide, Seen, Use, contribution, query_gradients
+from headwater.influence.scoring import Seen, Use, contribution, query_gradients
 from headwater.influence.tabled import _dtype as scores_dtype
-from headwater.influence.tabled import _tolerance as tolerance_of
+from headwater.influence.tabled import _tolerance as checked_tolerance
+from headwater.influence.vectors import Factored, Queries, Whole, factors
 from headwater.result import TrainingScores
+
+TOLERANCE = 1e-2
+"""The relative error (root mean square) that leaving coordinates out of carried queries may make by default: far below what would change
+a ranking, and so large that most of them can be left out. A built index reports the error that this makes."""
 
 
 def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: int | None, memory: int, tolerance: float | None, progress: bool) -> list[TrainingScores]:
@@ -43,10 +52,16 @@ def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: i
         engine.advance = bar.update
         for start in range(0, asked.count, chunk):
             rows = slice(start, min(start + chunk, asked.count))
-            for scores, found in zip(out, scores_of(engine, index, tables, asked, rows, tolerance_of(engine, tolerance)), strict=True):
+            for scores, found in zip(out, scores_of(engine, index, tables, asked, rows, tolerances(engine, tolerance)), strict=True):
                 scores[rows] = found.to(scores)
     cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": 0}
     return [_result(index, table, scores, asked, cost, engine) for table, scores in zip(tables, out, strict=True)]
+
+
+def tolerances(engine: Engine, tolerance: float | None) -> tuple[float, float]:
+    """For responses, and for carried queries: what was asked for, or the defaults of a trace and :data:`TOLERANCE`; 0 for float64."""
+    found = checked_tolerance(engine, tolerance)
+    return found, TOLERANCE if tolerance is None and found > 0 else found
 
 
 def panels_for(index: Index, tables: list[Table]) -> None:
@@ -68,11 +83,11 @@ def _work(index: Index, tables: list[Table]) -> list[tuple[int, list[Use]]]:
 
 
 def scores_of(
-    engine: Engine, index: Index, tables: list[Table], asked: Asked, rows: slice, tolerance: float, ids: dict[int, np.ndarray] | None = None
+    engine: Engine, index: Index, tables: list[Table], asked: Asked, rows: slice, tolerance: tuple[float, float], ids: dict[int, np.ndarray] | None = None
 ) -> list[Tensor]:
     """Scores (queries, train) of the queries in ``rows`` for each table; with ``ids`` only of those examples of each stage."""
     base = query_gradients(engine, asked, (index.run.checkpoints[-1],), rows)
-    side = QuerySide(engine, tables, base, asked, rows, tolerance)
+    side = CarriedSide(engine, tables, base, asked, rows, tolerance[0])
     work = _work(index, tables)
     side.left = {}
     for _, uses in work:
@@ -82,19 +97,54 @@ def scores_of(
     ids = ids if ids is not None else {s.index: np.arange(s.size) for s in stages}
     starts = dict(zip(ids, np.cumsum([0, *(len(i) for i in ids.values())]), strict=False))
     out = [torch.zeros(rows.stop - rows.start, sum(len(i) for i in ids.values()), dtype=scores_dtype(engine)) for _ in tables]
+    turned = _Turned(engine, index, base, tolerance[1])
     for p, uses in work:
         stage = index.panels[p].stage
-        for part, added in _pass(engine, index, p, side.prepare(uses), ids[stage]):
+        for part, added in _pass(engine, index, p, turned.of(p, side.prepare(uses)), ids[stage]):
             for use, block in added:
                 out[use.method][:, starts[stage] + part] += block.to(out[use.method])
         side.release(uses)
     return out
 
 
-def _pass(engine: Engine, index: Index, p: int, seen: list[Seen], ids: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[Use, Tensor]]]]:
+class _Turned:
+    """Query vectors in the coordinates of one panel after the other; those of the last basis are kept, for the panels that share it."""
+
+    def __init__(self, engine: Engine, index: Index, base: Queries, tolerance: float) -> None:
+        self.engine, self.index, self.base, self.tolerance = engine, index, base, tolerance
+        self.held: dict[tuple[int, int], Queries] = {}
+        self.fit: Fit | None = None
+
+    def of(self, p: int, seen: list[Seen]) -> list[Seen]:
+        """The seen rows, to be compared with panel ``p``'s gradients."""
+        index, fit = self.index, self.index.panels[p].fit
+        keepers = index.keepers(self.engine, p)
+        if self.fit != fit or any(k.keep is not None or k.white is not None for k in keepers.values()):
+            self.held, self.fit = {}, fit
+        wanted = {(s.use.method, s.use.index) for s in seen}
+        self.held = {key: found for key, found in self.held.items() if key in wanted}
+        for s in seen:
+            key = (s.use.method, s.use.index)
+            if key not in self.held:
+                self.held[key] = {n: self._one(p, keepers[n], v) for n, v in s.vectors.items()}
+        return [Seen(s.use, self.held[s.use.method, s.use.index], s.norms) for s in seen]
+
+    def _one(self, p: int, keeper: Keeper, side: Any) -> Any:
+        found, raw = keeper.turned(side), self.base[keeper.name]
+        if not isinstance(found, Whole) or keeper.kind != FACTORS or not isinstance(raw, Factored) or self.tolerance <= 0:
+            return found
+        return parted(found, keeper.turned(raw), self._energy(p, keeper), self.tolerance)
+
+    def _energy(self, p: int, keeper: Keeper) -> Tensor:
+        """The mean squared coordinates of some of the panel's rows, (out, in)."""
+        rows = slice(0, SAMPLE)
+        g, a = factors(self.index.gradient(p, keeper, rows, scores_dtype(self.engine)))
+        return g.square().mT @ a.square() / len(g)
+
+
+def _pass(engine: Engine, index: Index, p: int, turned: list[Seen], ids: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[Use, Tensor]]]]:
     """What each row gets from each part of a panel: positions within ``ids`` and (use, scores)."""
     keepers = index.keepers(engine, p)
-    turned = [Seen(s.use, {n: keepers[n].turned(v) for n, v in s.vectors.items()}, s.norms) for s in seen]
     dtype = scores_dtype(engine)
     for rows in index.parts(p):
         wanted = np.flatnonzero((ids >= rows.start) & (ids < rows.stop))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,15 @@ class _Build:
     """One build with its settings."""
 
     def __init__(
-        self, engine: Engine, segments: int | tuple[int, ...], dim: int | None, curvature: Estimate, dtype: str | None, also: tuple[Method, ...], progress: bool, whole: frozenset[str]
+        self,
+        engine: Engine,
+        segments: int | tuple[int, ...],
+        dim: int | None,
+        curvature: Estimate,
+        dtype: str | None,
+        also: tuple[Method, ...],
+        progress: bool,
+        whole: frozenset[str],
     ) -> None:
         self.engine, self.run, self.dim, self.dtype, self.progress = engine, engine.run, dim, dtype, progress
         self.segments, self.curvature, self.also = segments, curvature, also
@@ -152,7 +159,7 @@ class _Build:
             return Index(self.run, self.files, self.panels)
         started = time.perf_counter()
         if self.progress:
-            print(self._plan(), file=sys.stderr)
+            tqdm.write(self._plan(), file=sys.stderr)
         passes = sum(self.run.stages[stage].size * len(weights) for stage, weights in self._passes().items())
         with tqdm(total=passes, unit=" examples", disable=not self.progress, desc="index", leave=False, file=sys.stderr, mininterval=0.5) as bar:
             self._fit()
@@ -277,10 +284,9 @@ class _Build:
             {"name": n, "parameters": list(b.parameters), "shape": list(b.shape), "matrix": b.matrix, "transpose": b.transpose, "indexed": b.indexed}
             for n, b in capture.blocks.items()
         ]
-        panels = [
-            {**p.describe(), "weights": [[run.weights_hash(step) for step in w] for w in p.at], "blocks": {n: {"kind": f.kind, "numbers": f.numbers} for n, f in form.items()}}
-            for p, form in zip(self.panels, self.forms, strict=True)
-        ]
+        weights = [[[run.weights_hash(step) for step in w] for w in p.at] for p in self.panels]
+        kept = [{n: {"kind": f.kind, "numbers": f.numbers} for n, f in form.items()} for form in self.forms]
+        panels = [{**p.describe(), "weights": w, "blocks": b} for p, w, b in zip(self.panels, weights, kept, strict=True)]
         return {
             "schema": SCHEMA,
             "key": self.key,

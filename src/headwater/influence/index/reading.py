@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.capture import Gradients
+from headwater.capture import BlockGradient, Gradients
 from headwater.influence.engine import Engine
 from headwater.influence.index.files import Files
 from headwater.influence.index.layout import COORDINATES, FACTORS, KEPT, LOOKUP, Panel
@@ -74,12 +74,14 @@ class Index:
 
     def gradients(self, p: int, keepers: dict[str, Keeper], rows: slice, dtype: torch.dtype) -> Gradients:
         """Rows of panel ``p``, as gradients in its coordinates."""
-        found = {}
-        for b, (name, keeper) in enumerate(keepers.items()):
-            fields = [f for f in FIELDS[keeper.kind] if self.files.has(f"{p}/{b}.{f}", self.manifest)]
-            held = {f: self.files.rows(f"{p}/{b}.{f}", rows, self.manifest, dtype).to(self.run.device) for f in fields}
-            found[name] = keeper.gradient(held, self._shape(name)[1])
-        return found
+        return {name: self.gradient(p, keeper, rows, dtype) for name, keeper in keepers.items()}
+
+    def gradient(self, p: int, keeper: Keeper, rows: slice, dtype: torch.dtype) -> BlockGradient:
+        """As :meth:`gradients`, of one block."""
+        b = list(self.manifest["panels"][p]["blocks"]).index(keeper.name)
+        fields = [f for f in FIELDS[keeper.kind] if self.files.has(f"{p}/{b}.{f}", self.manifest)]
+        held = {f: self.files.rows(f"{p}/{b}.{f}", rows, self.manifest, dtype).to(self.run.device) for f in fields}
+        return keeper.gradient(held, self._shape(keeper.name)[1])
 
     def parts(self, p: int) -> Iterator[slice]:
         """Panel ``p``'s rows, so many at once that they fit in memory."""

@@ -17,10 +17,11 @@ from torch.nn.functional import pad
 from headwater.capture import BlockGradient, Lookup, Outer, Rows
 from headwater.curvature import Blockwise
 from headwater.influence.engine import Engine
+from headwater.influence.index.carried import InBasis
 from headwater.influence.index.layout import FACTORS, KEPT, LOOKUP, Panel
 from headwater.influence.methods import Row
 from headwater.influence.responses import Constant
-from headwater.influence.vectors import Factored, Seen, Side, Whole
+from headwater.influence.vectors import Factored, Seen, Whole
 from headwater.linalg import Diagonal, Kronecker, Split
 
 FLOOR = 1e-6  # eigenvalues this far below the largest are taken for equal when coordinates are brought to one scale
@@ -107,14 +108,15 @@ class Keeper:
 
     # -- queries in the same coordinates ---------------------------------------------------------------------------------------
 
-    def turned(self, side: Side) -> Side:
+    def turned(self, side: Any) -> Any:
         """Query vectors whose inner products with :meth:`gradient` are those of ``side`` with the gradients themselves."""
         left, right = self.basis.left, self.basis.right
         if self.kind == FACTORS and isinstance(side, Factored):
             return Factored(_one(side.out, left), _one(side.inner, right))
         if self.kind == FACTORS and isinstance(side, Seen):
             return _rebased(side, left, right)
-        values = _both(side.whole(), left, right)
+        there = isinstance(side, InBasis) and side.operator.left is left and side.operator.right is right
+        values = side.values if there else _both(side.whole(), left, right)
         if self.kind in (FACTORS, LOOKUP):
             return Whole(values)
         flat = values.flatten(1)

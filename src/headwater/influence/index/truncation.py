@@ -11,10 +11,10 @@ from torch import Tensor
 
 from headwater.curvature import Estimate
 from headwater.influence.engine import Engine
-from headwater.influence.index.answering import scores_of
+from headwater.influence.index.answering import scores_of, tolerances
 from headwater.influence.index.layout import Panel
 from headwater.influence.index.reading import Index
-from headwater.influence.methods import GradCos, GradDot, Influence, Row, Source, Table, default_pace, total_rate
+from headwater.influence.methods import GradCos, GradDot, Influence, Method, Row, Source, Table, default_pace, total_rate
 from headwater.influence.queries import Asked
 from headwater.influence.responses import DampedInverse
 from headwater.influence.scoring import QuerySide, passes, query_gradients, score_pass
@@ -45,11 +45,11 @@ def measured(engine: Engine, index: Index, curvature: Estimate, segments: int | 
     some = np.unique(np.linspace(0, last.size - 1, 2 * QUERIES + 1).round().astype(int)[1::2])
     asked = Asked((last.data,), (_places(some, last.size),), None, last.task.measure)
     damping = 1.0 / total_rate(run, default_pace(run))
-    methods = [GradDot(), GradCos(), *(Influence(damping=d * damping, curvature=curvature) for d in DECADES), Source(segments, curvature=curvature)]
+    methods: list[Method] = [GradDot(), GradCos(), *(Influence(damping=d * damping, curvature=curvature) for d in DECADES), Source(segments, curvature=curvature)]
     tables = [method.plan(run) for method in methods]
     ids = {s.index: np.setdiff1d(np.unique(np.linspace(0, s.size - 1, EXAMPLES).round().astype(int)), some if s is last else []) for s in run.stages}
     exact = _exact(engine, tables, asked, len(some), ids)
-    held = scores_of(engine, index, tables, asked, slice(0, len(some)), 0.0, ids)
+    held = scores_of(engine, index, tables, asked, slice(0, len(some)), tolerances(engine, None), ids)
     return [_compared(table.name, a, b) for table, a, b in zip(tables, exact, held, strict=True)]
 
 
