@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr
 
 from headwater.errors import InputError
 
@@ -18,6 +17,8 @@ def significant(values: np.ndarray, stderr: np.ndarray, degrees: int, alpha: flo
 
     A value without any error counts as certain, unless it is zero.
     """
+    from scipy.special import stdtr  # the distribution function of Student's t: loaded only here, for it takes a while
+
     if correction not in CORRECTIONS:
         raise InputError(f"correction={correction!r}", f"one of {CORRECTIONS}", "leave it out to judge each score by itself")
     size, error = np.abs(values.astype(float)), stderr.astype(float)

@@ -89,6 +89,9 @@ class DropoutEnsemble:
                 "leave forward_only out: each mask then has gradients of its own",
             )
 
+        if self.masks == "example" and getattr(self.method, "output", None) is not None:
+            raise InputError(f"masks='example' for {self.method!r}, whose output= knows nothing of ids", "a method that asks the run's own task", "masks='member'")
+
     def __repr__(self) -> str:
         """The method, and what differs from the defaults."""
         said = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[1:] if f.name == "members" or getattr(self, f.name) != f.default]

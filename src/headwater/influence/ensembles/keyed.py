@@ -7,7 +7,9 @@ hash of their content: the same query always meets the same mask, in any company
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +20,9 @@ from torch import Tensor, nn
 from headwater.errors import InputError
 from headwater.influence.ensembles.masks import Ids
 from headwater.influence.queries import Asked
-from headwater.tasks import Draws, Examples, Measure, Task
+from headwater.tasks import Classification, Draws, Examples, Language, Measure, Regression, Task
 from headwater.tasks.batches import Batch, hash_of
-from headwater.tasks.code import code_digest, task_identity
+from headwater.tasks.code import code_digest
 from headwater.training import Run
 
 
@@ -43,35 +45,68 @@ class KeyedExamples(Examples):
         return Keyed(self.ids[torch.from_numpy(np.array(indices, dtype=np.int64))], super().batch(indices))
 
 
-class KeyedTask(Task):
-    """A task that hands the ids of a batch to the masks around every call of the model."""
+class _Outputs:
+    """A built-in task, all of whose functions see the model through two of its own: those hand the ids on."""
 
-    def __init__(self, task: Task, ids: Ids) -> None:
-        self.task, self.ids, self.collate = task, ids, task.collate
+    _ids: Ids
 
-    def _with_ids(self, function: Callable[..., Any], model: nn.Module, batch: Batch, *more: Any) -> Any:
-        if not isinstance(batch, Keyed):
-            raise InputError(f"a batch of type {type(batch).__name__} without ids, for masks of examples", "a batch of the run's own examples", "use masks='member'")
-        with self.ids.of(batch.ids):
-            return function(model, batch.batch, *more)
+    def _logits(self, model: nn.Module, batch: Batch) -> Any:
+        with _opened(batch, self._ids) as inner:
+            return super()._logits(model, inner)  # type: ignore[misc]
+
+    def _pair(self, model: nn.Module, batch: Batch) -> Any:
+        with _opened(batch, self._ids) as inner:
+            return super()._pair(model, inner)  # type: ignore[misc]
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The targets of a batch with ids, or of the batch inside it."""
+        return super().targets(batch.batch if isinstance(batch, Keyed) else batch)  # type: ignore[misc]
+
+
+class _Calls:
+    """Any other task: each of its functions hands the ids on, and sees the batch inside."""
+
+    _ids: Ids
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._with_ids(self.task.loss, model, batch)
+        with _opened(batch, self._ids) as inner:
+            return super().loss(model, inner)  # type: ignore[misc]
 
     def measure(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._with_ids(self.task.measure, model, batch)
+        with _opened(batch, self._ids) as inner:
+            return super().measure(model, inner)  # type: ignore[misc]
 
     def sampled(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        return self._with_ids(self.task.sampled, model, batch, draws)
+        with _opened(batch, self._ids) as inner:
+            return super().sampled(model, inner, draws)  # type: ignore[misc]
 
     def exact(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._with_ids(self.task.exact, model, batch)
+        with _opened(batch, self._ids) as inner:
+            return super().exact(model, inner)  # type: ignore[misc]
 
     def outputs(self, model: nn.Module, batch: Batch) -> int | None:
-        return self._with_ids(self.task.outputs, model, batch)
+        with _opened(batch, self._ids) as inner:
+            return super().outputs(model, inner)  # type: ignore[misc]
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "Keyed", "of": task_identity(self.task)}
+
+@contextmanager
+def _opened(batch: Batch, ids: Ids) -> Iterator[Batch]:
+    """The batch inside, while its ids are those that masks go by. A batch without ids is one that was opened further out."""
+    if isinstance(batch, Keyed):
+        with ids.of(batch.ids):
+            yield batch.batch
+    elif ids.inside:
+        yield batch
+    else:
+        raise InputError(f"a batch of type {type(batch).__name__} without ids, for masks of examples", "a batch of the run's own examples", "use masks='member'")
+
+
+def keyed_task(task: Task, ids: Ids) -> Task:
+    """A task of the same kind that hands the ids of a batch to the masks around every call of the model."""
+    twin, how = copy.copy(task), _Outputs if type(task) in (Classification, Regression, Language) else _Calls
+    twin.__class__ = type(f"Keyed{type(task).__name__}", (how, type(task)), {})
+    vars(twin)["_ids"] = ids
+    return twin
 
 
 class KeyedMeasure:
@@ -81,14 +116,14 @@ class KeyedMeasure:
         self.inner, self.ids, self.digest = measure, ids, code_digest(measure, held=True)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self.ids.of(batch.ids):
-            return self.inner(model, batch.batch)
+        with _opened(batch, self.ids) as inner:
+            return self.inner(model, inner)
 
 
 def keyed_run(run: Run, ids: Ids) -> Run:
     """A view of a run whose examples carry their columns, and whose tasks hand them on."""
     stages = tuple(
-        replace(stage, data=KeyedExamples(stage.data, torch.arange(stage.columns.start, stage.columns.stop)), task=KeyedTask(stage.task, ids)) for stage in run.stages
+        replace(stage, data=KeyedExamples(stage.data, torch.arange(stage.columns.start, stage.columns.stop)), task=keyed_task(stage.task, ids)) for stage in run.stages
     )
     return replace(run, stages=stages)
 
