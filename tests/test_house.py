@@ -46,6 +46,7 @@ DOOR = [
     "Summary",
     "TracIn",
     "TrainingScores",
+    "Trak",
     "Unrolled",
     "audit",
     "baselines",
@@ -59,6 +60,7 @@ DOOR = [
     "interactions",
     "load",
     "paths",
+    "projections",
     "quadrature",
     "regions",
     "self_influence",
@@ -73,7 +75,7 @@ DOOR = [
 OPTIONAL = ["catboost", "datasets", "lightgbm", "numba", "matplotlib", "pandas", "peft", "pyarrow", "ray", "sklearn", "transformers", "xgboost"]
 
 # What a method or a curvature does for the rooms above it, not for the user: written down once, in the protocols Method and Estimate.
-BETWEEN_ROOMS = {"plan", "fit", "passes", "tensors", "rebuild"}
+BETWEEN_ROOMS = {"plan", "fit", "passes", "tensors", "rebuild", "parts", "combine"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from headwater.features.dataset import summarize
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
-    from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors
+    from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors, projections
     from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.index import Index, index
     from headwater.influence.trace import self_influence, trace
+    from headwater.influence.trak import Trak
     from headwater.influence.unrolled import Unrolled, weigh
     from headwater.result import Accumulator, FeatureScores, InteractionScores, Summary, TrainingScores, load
     from headwater.training import Experiment, Recorder, Run
@@ -55,6 +56,7 @@ __all__ = [
     "Summary",
     "TracIn",
     "TrainingScores",
+    "Trak",
     "Unrolled",
     "audit",
     "baselines",
@@ -68,6 +70,7 @@ __all__ = [
     "interactions",
     "load",
     "paths",
+    "projections",
     "quadrature",
     "regions",
     "self_influence",
@@ -87,9 +90,10 @@ _ROOMS = {
     "features.dataset": ("summarize",),
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
-    "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "self_influence", "trace"),
+    "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "projections", "self_influence", "trace"),
     "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.index": ("Index", "index"),
+    "influence.trak": ("Trak",),
     "influence.unrolled": ("Unrolled", "weigh"),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),
     "training": ("Experiment", "Recorder", "Run"),
