@@ -35,7 +35,7 @@ class Asker(Engine):
     def curvature(self, fit: Fit) -> Curvature:
         """The estimate from the run's store. Raises InputError where it was never made: that takes the training data."""
         if fit not in self._curvatures and not self.run.store.has("factors/" + self._key(fit)):
-            at = ", ".join(sorted({str(step) for _, weights in fit.at for step in weights}))
+            at = ", ".join(map(str, sorted({step for _, weights in fit.at for step in weights})))
             raise InputError(
                 f"a method whose curvature, {fit.estimate!r} at steps {at}, was not estimated when the index was built",
                 "the index's own estimate and segments, or those of methods named then",

@@ -42,15 +42,21 @@ def measured(engine: Engine, index: Index, curvature: Estimate, segments: int | 
     drawn from the last stage's examples and on other examples of every stage, evenly spaced."""
     run = engine.run
     last = run.stages[-1]
-    some = np.unique(np.linspace(0, last.size - 1, 2 * QUERIES + 1).round().astype(int)[1::2])
+    some = _spread(last.size, 2 * QUERIES + 1)[1::2] if last.size > 1 else np.zeros(1, int)
     asked = Asked((last.data,), (_places(some, last.size),), None, last.task.measure)
     damping = 1.0 / total_rate(run, default_pace(run))
     methods: list[Method] = [GradDot(), GradCos(), *(Influence(damping=d * damping, curvature=curvature) for d in DECADES), Source(segments, curvature=curvature)]
     tables = [method.plan(run) for method in methods]
-    ids = {s.index: np.setdiff1d(np.unique(np.linspace(0, s.size - 1, EXAMPLES).round().astype(int)), some if s is last else []) for s in run.stages}
+    ids = {s.index: _spread(s.size, EXAMPLES) for s in run.stages}
+    ids[last.index] = np.setdiff1d(ids[last.index], some) if last.size > 1 else some
     exact = _exact(engine, tables, asked, len(some), ids)
     held = scores_of(engine, index, tables, asked, slice(0, len(some)), tolerances(engine, None), ids)
     return [_compared(table.name, a, b) for table, a, b in zip(tables, exact, held, strict=True)]
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """At most ``count`` of ``size`` examples, evenly spaced."""
+    return np.linspace(0, size - 1, min(count, size)).round().astype(int)
 
 
 def _places(some: np.ndarray, size: int) -> np.ndarray:
