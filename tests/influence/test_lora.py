@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 import headwater as hw
 from headwater.errors import GradientError, InputError, NotFinite
-from headwater.influence.ensembles.ensemble import Ensemble
-from headwater.influence.ensembles.lora import LoraEnsemble
+from headwater.influence.trak.method import Trak
+from headwater.influence.unrolled.method import Unrolled
 from headwater.training import finetune
 from headwater.training.adapters import adapters_of, delta, draw, freeze, insert
 from tests.influence.brute import Brute, source
@@ -25,7 +25,7 @@ FAST = {"steps": 12, "batch_size": 10, "lr": 0.02}
 
 
 def lora(method=None, members=2, **settings):
-    return LoraEnsemble(method or hw.GradDot(), members=members, **{**FAST, **settings})
+    return hw.LoraEnsemble(method or hw.GradDot(), members=members, **{**FAST, **settings})
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,36 @@ def test_methods_that_follow_training_follow_that_of_the_adapters(run, optimizer
             p = p / (np.sqrt(brute.flat(member.second_moments(step))) + 1e-8)
         truth, start = truth - (gradients(member, TASK.measure, ASKED, step) * p) @ gradients(member, TASK.loss, TRAIN, step).T / 40, step
     assert close(values(run, method=lora(hw.TracIn(), members=1, optimizer=optimizer)), truth, 1e-8)
+
+
+def test_trak_averages_kernels_and_weights_of_adapters_apart(run):
+    kernels, weights = [], []
+    for member in members(lora(members=3), run):
+        u, g = gradients(member, TASK.measure, ASKED), gradients(member, TASK.measure, TRAIN)  # of the log-odds, both
+        kernels.append(u @ np.linalg.solve(g.T @ g + 0.01 * np.trace(g.T @ g) / min(g.shape) * np.eye(g.shape[1]), g.T))
+        weights.append(1 - np.exp(-TASK.loss(member.load(member.model(), member.checkpoints[-1]), TRAIN).detach().numpy()))
+    assert close(values(run, method=lora(Trak(), members=3)), np.mean(kernels, 0) * np.mean(weights, 0), 1e-8)
+
+
+def test_exact_unrolling_follows_the_training_of_adapters(run):
+    """Along the recorded adapters a training repeated with a little more weight on one example ends where the derivative says."""
+    (member,) = members(lora(members=1, optimizer="sgd"), run)
+    found = values(run, method=lora(Unrolled(), members=1, optimizer="sgd"))
+    step = 1e-5
+
+    def ended(weight):
+        model = member.load(member.model(), 0)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=FAST["lr"], momentum=0.9)
+        for t in range(1, FAST["steps"] + 1):
+            ids = torch.from_numpy(member.order(t).astype(np.int64))
+            optimizer.zero_grad()
+            (TASK.loss(model, tuple(x[ids] for x in TRAIN)) * (1 + (weight - 1) * (ids == 7).double())).mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            return TASK.measure(model, ASKED).numpy()
+
+    assert any(7 in member.order(t) for t in range(1, FAST["steps"] + 1))
+    assert close(found[:, 7], (ended(1 + step) - ended(1 - step)) / (2 * step), 1e-5)
 
 
 def test_a_merged_member_is_the_model_with_other_weights(run):
@@ -197,7 +227,7 @@ def test_two_levels_have_adapters_of_every_model(run, tmp_path):
         return model
 
     second = record(tmp_path / "second", sgd(momentum=0.5, weight_decay=0.01), model=other())
-    found = hw.trace(run, ASKED, Ensemble(lora(members=2), [run, second]), progress=False)
+    found = hw.trace(run, ASKED, hw.Ensemble(lora(members=2), [run, second]), progress=False)
     each = [values(r, method=lora(members=2)) for r in (run, second)]
     assert close(found.values, np.mean(each, 0), 1e-12)
     assert close(found.stderr, np.abs(each[0] - each[1]) / 2, 1e-9)
@@ -279,7 +309,7 @@ def test_all_stages_are_columns_whichever_adapters_are_trained_on(staged):
 
 
 def test_following_training_needs_adapters_of_all_stages(staged):
-    for method in (hw.TracIn(), hw.Source(segments=2)):
+    for method in (hw.TracIn(), hw.Source(segments=2), Unrolled()):
         with pytest.raises(InputError, match=r"adapters trained on the last of 2 stages(.|\n)*stages='all'"):
             values(staged, method=lora(method, members=1))
         found = values(staged, method=lora(method, members=1, stages="all"))
@@ -410,6 +440,7 @@ def test_bad_choices_are_refused_before_anything_is_trained(run):
         ({"rank": 5}, "rank=5 for the layer '0', whose weight is 5 x 4"),
         ({"targets": "fc"}, r"matches no layer\n.*\['0', '2'\]"),
         ({"merged": True, "method": hw.Source()}, "merged adapters"),
+        ({"merged": True, "method": Unrolled()}, "merged adapters"),
     ):
         with pytest.raises(InputError, match=said):
             values(run, method=lora(**settings))

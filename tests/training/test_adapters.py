@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from headwater.capture import Capture
 from headwater.errors import GradientError, InputError, MissingExtra
-from headwater.training.adapters import adapters_of, choose, delta, draw, freeze, insert, insert_peft, keep, merge, moved, refuse_untrained, transplant
+from headwater.training.adapters import adapters_of, delta, draw, freeze, insert, insert_peft, keep, merge, moved, refuse_untrained, transplant
+from headwater.training.targets import choose
 
 SCALE = 0.7
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,8 +27,7 @@ from headwater.linalg.philox import key_of, normals
 
 CHILD = "lora"
 """The name of an adapter in the layer that it belongs to."""
-RANK = 8
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Adapter(nn.Module):
@@ -41,14 +39,14 @@ class Adapter(nn.Module):
     def __init__(self, layer: nn.Module, rank: int, scale: float) -> None:
         super().__init__()
         self.rank, self.scale = rank, scale
-        if isinstance(layer, _CONVOLUTIONS):
-            kind: type[nn.Module] = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))  # torch's own: a subclass may take other arguments
+        if isinstance(layer, CONVOLUTIONS):
+            kind: type[nn.Module] = next(kind for kind in CONVOLUTIONS if isinstance(layer, kind))  # torch's own: a subclass may take other arguments
             shape = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
             groups, inner = layer.groups, rank * layer.groups
             self.down = _part(kind, layer, layer.in_channels, inner, layer.kernel_size, groups=groups, **shape)
             self.up = _part(kind, layer, inner, layer.out_channels, 1, groups=groups)
         else:
-            _, outputs, inputs = _size(layer)
+            _, outputs, inputs = size_of(layer)
             self.down, self.up = _part(nn.Linear, layer, inputs, rank), _part(nn.Linear, layer, rank, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,119 +55,29 @@ class Adapter(nn.Module):
 
 def _part(kind: type[nn.Module], layer: nn.Module, *sizes: Any, **settings: Any) -> nn.Module:
     """A module without bias and with a weight of zeros, made without drawing from the global generators."""
-    weight = _weight(layer)
+    weight = weight_of(layer)
     part = skip_init(kind, *sizes, bias=False, dtype=weight.dtype, device=weight.device, **settings)
-    nn.init.zeros_(_weight(part))
+    nn.init.zeros_(weight_of(part))
     return part
 
 
-def _weight(module: Any) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     return module.weight
 
 
-def _size(layer: nn.Module) -> tuple[int, int, int]:
+def size_of(layer: nn.Module) -> tuple[int, int, int]:
     """A layer's weight as matrices: (groups, outputs of each, inputs of each)."""
-    weight = _weight(layer)
-    if isinstance(layer, _CONVOLUTIONS):
+    weight = weight_of(layer)
+    if isinstance(layer, CONVOLUTIONS):
         return layer.groups, layer.out_channels // layer.groups, weight[0].numel()
-    outputs, inputs = reversed(weight.shape) if _transposed(layer) else weight.shape
+    outputs, inputs = reversed(weight.shape) if is_transposed(layer) else weight.shape
     return 1, outputs, inputs
 
 
-def _transposed(layer: nn.Module) -> bool:
+def is_transposed(layer: nn.Module) -> bool:
     """Whether the stored weight is (in, out): transformers' Conv1D."""
     rule = rule_of(layer)
     return rule is not None and rule.transpose
-
-
-# ------------------------------------------------------------------------------------------------------- which layers, what rank
-
-
-def adaptable(module: nn.Module) -> bool:
-    """Whether a module is a Linear, a convolution or transformers' Conv1D, with a weight of its own that a low-rank one can be added to."""
-    fits = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or _transposed(module)
-    return fits and rule_of(module) is not None and _weight(module).is_floating_point()
-
-
-def called_layers(model: nn.Module, forward: Callable[[], Any]) -> tuple[list[str], list[str]]:
-    """The layers that can be adapted, in the order in which ``forward()`` first calls them; and those that it never calls."""
-    names = {module: name for name, module in model.named_modules() if adaptable(module)}
-    seen: dict[str, None] = {}
-    hooks = [module.register_forward_hook(lambda *_, name=name: seen.setdefault(name)) for module, name in names.items()]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(seen), [name for name in names.values() if name not in seen]
-
-
-def choose(model: nn.Module, forward: Callable[[], Any], targets: int | str | Sequence[str] | None, rank: int | None) -> tuple[dict[str, int], list[str]]:
-    """The layers to adapt, in the order of the forward pass, and the rank of each; and the layers that could not be chosen, since the forward
-    pass never calls them.
-
-    Args:
-        forward: runs the model on an example or two.
-        targets: None: all layers that can be adapted; a number: that many last ones; names of layers, the ends of names ("attn.c_attn") or
-            patterns ("blocks.*.fc?").
-        rank: of every adapter; None: 8, or as much as a smaller layer has.
-
-    Raises:
-        InputError: nothing to adapt, adapters there already, a target that matches nothing, a rank larger than a layer's.
-    """
-    held = next(iter(adapters_of(model)), None)
-    if held is not None:
-        mend = "merge them into the weights before recording, or train several such models: hw.Ensemble(method, runs)"
-        raise InputError(f"a model with adapters already (in {held!r})", "a model without", mend)
-    called, apart = called_layers(model, forward)
-    if not called:
-        raise InputError(
-            "a model without a layer that can be adapted",
-            "a Linear, Conv1d, Conv2d, Conv3d (or transformers Conv1D) that its forward pass calls",
-            "use hw.DropoutEnsemble, or hw.Ensemble of several trainings",
-        )
-    modules = dict(model.named_modules())
-    chosen = {name: _rank(name, modules[name], rank) for name in _matching(called, apart, targets)}
-    return chosen, apart
-
-
-def _matching(called: list[str], apart: list[str], targets: int | str | Sequence[str] | None) -> list[str]:
-    if targets is None:
-        return called
-    if isinstance(targets, int):
-        if not 1 <= targets <= len(called):
-            raise InputError(f"targets={targets}", f"how many of the last layers to adapt, 1 to {len(called)}", f"the layers are {called}")
-        return called[-targets:]
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    matched = {target: [name for name in called if _named(name, target)] for target in wanted}
-    for target, found in matched.items():
-        if not found:
-            outside = next((name for name in apart if _named(name, target)), None)
-            why = f"; {outside!r} is never called by the forward pass: its weight is used elsewhere, where an adapter is not seen" if outside else ""
-            raise InputError(
-                f"targets={target!r}, which matches no layer{why}", f"names, ends of names or patterns of {called}", "mend targets=, or leave it out: all of them"
-            )
-    if not wanted:
-        raise InputError("targets=[]", f"names, ends of names or patterns of {called}", "leave it out: all of them")
-    return [name for name in called if any(name in found for found in matched.values())]
-
-
-def _named(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target) or fnmatchcase(name, target)
-
-
-def _rank(name: str, layer: nn.Module, rank: int | None) -> int:
-    groups, outputs, inputs = _size(layer)
-    most = min(outputs, inputs)
-    if rank is not None and rank > most:
-        shape = f"{outputs} x {inputs}" + (f" in each of {groups} groups" if groups > 1 else "")
-        raise InputError(
-            f"rank={rank} for the layer {name!r}, whose weight is {shape}",
-            f"a rank of at most {most}",
-            f"rank={most}; leave rank= out (as much as a layer has, at most {RANK}); or leave the layer out with targets=",
-        )
-    return min(RANK, most) if rank is None else rank
 
 
 # ------------------------------------------------------------------------------------------------------------------- insertion
@@ -197,7 +105,7 @@ def insert_peft(model: nn.Module, ranks: Mapping[str, int], alpha: float | None 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtra("adapters of a transformers model without the library peft", "peft", "pip install headwater[hf], or say through='hooks'") from error
-    odd = next((name for name in ranks if isinstance(model.get_submodule(name), _CONVOLUTIONS)), None)
+    odd = next((name for name in ranks if isinstance(model.get_submodule(name), CONVOLUTIONS)), None)
     if odd is not None:
         raise InputError(f"the convolution {odd!r} through peft", "Linear layers (and transformers Conv1D)", "say through='hooks'")
     one_of = "|".join(map(re.escape, ranks))
@@ -229,7 +137,7 @@ def adapters_of(model: nn.Module) -> dict[str, Pair]:
     for name, module in model.named_modules():
         child = getattr(module, CHILD, None)
         if isinstance(child, Adapter):
-            found[name] = Pair(_weight(child.down), _weight(child.up), child.scale)
+            found[name] = Pair(weight_of(child.down), weight_of(child.up), child.scale)
         elif isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and hasattr(module, "scaling"):
             layer: Any = module
             for key in layer.active_adapters:
@@ -283,10 +191,10 @@ class _Only:
 
 def delta(layer: nn.Module, pair: Pair) -> Tensor:
     """What an adapter adds to its layer's weight, in that weight's shape: ``scale B A``, group by group for a grouped convolution."""
-    groups, outputs, inputs = _size(layer)
+    groups, outputs, inputs = size_of(layer)
     up, down = pair.up.reshape(groups, outputs, -1), pair.down.reshape(groups, -1, inputs)
     product = pair.scale * (up @ down).reshape(groups * outputs, inputs)
-    return product.mT if _transposed(layer) else product.reshape(_weight(layer).shape)
+    return product.mT if is_transposed(layer) else product.reshape(weight_of(layer).shape)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -294,7 +202,7 @@ def merge(model: nn.Module) -> nn.Module:
     for name in adapters_of(model):
         layer = model.get_submodule(name)
         with torch.no_grad():
-            _weight(layer).add_(delta(layer, adapters_of(layer)[""]))
+            weight_of(layer).add_(delta(layer, adapters_of(layer)[""]))
         delattr(layer, CHILD)
         for key in [key for key, hook in layer._forward_hooks.items() if hook is _add]:
             del layer._forward_hooks[key], layer._forward_hooks_with_kwargs[key]
@@ -308,7 +216,7 @@ def moved(model: nn.Module) -> dict[str, float]:
         for name, pair in adapters_of(model).items():
             layer: Any = model.get_submodule(name)
             layer = getattr(layer, "base_layer", layer)
-            out[name] = float(delta(layer, pair).norm() / _weight(layer).norm().clamp_min(torch.finfo(torch.float32).tiny))
+            out[name] = float(delta(layer, pair).norm() / weight_of(layer).norm().clamp_min(torch.finfo(torch.float32).tiny))
     return out
 
 

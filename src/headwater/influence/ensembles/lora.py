@@ -18,14 +18,16 @@ from headwater.influence.ensembles.ensemble import check_method
 from headwater.influence.ensembles.members import Member, seed_of
 from headwater.influence.methods import Method
 from headwater.influence.request import Request
+from headwater.influence.unrolled.method import Unrolled
 from headwater.report.numbers import duration
 from headwater.result import TrainingScores
 from headwater.store import content_hash, write_json
 from headwater.tasks.batches import to
 from headwater.tasks.code import task_identity
 from headwater.training import Run
-from headwater.training.adapters import adapters_of, choose, draw, moved
+from headwater.training.adapters import adapters_of, draw, moved
 from headwater.training.finetune import Adapted, Tuning, finetune, is_trained, open_adapters, open_merged
+from headwater.training.targets import choose
 
 FOLDER = "adapters"
 """Where a run's trained adapters lie in its directory."""
@@ -51,7 +53,7 @@ class LoraEnsemble:
         lr: default: 0.002 for "adamw", 0.05 for "sgd".
         optimizer: "adamw" (without weight decay) or "sgd" (momentum 0.9).
         stages: of a run with several stages train adapters on the data of the "last" or of "all", one after the other. Every stage's examples
-            are scored either way, at the trained adapters; but methods that follow training (TracIn, Source) need "all".
+            are scored either way, at the trained adapters; but methods that follow training (TracIn, Source, Unrolled) need "all".
         training: in training mode, with dropout and BatchNorm as they were in training; default: both stand still.
         merged: score the model with the adapters added to its weights, by gradients of all that the run trained. For methods at the final
             weights only (GradDot, GradCos, Influence, Trak).
@@ -115,24 +117,26 @@ class LoraEnsemble:
         return tuple(school.member(k) for k in range(self.members))
 
     def _refuse_trajectory(self, run: Run, trained: int) -> None:
-        """Refuse a method that looks at more than the final weights where there is nothing more to look at."""
-        final = (run.checkpoints[-1],)
-        if not isinstance(self.method, Method) or not (self.merged or trained < len(run.stages)):
+        """Refuse a method that follows training where adapters have no training of all that is scored."""
+        if not (self.merged or trained < len(run.stages)) or not _follows_training(self.method, run):
             return
-        rows = self.method.plan(run).rows
-        if all(row.at == (final,) and row.query_at in (None, final) for row in rows) and {row.stage for row in rows} == {s.index for s in run.stages}:
-            return
+        final = "a method at the final weights: GradDot, GradCos, Influence, Trak"
         if self.merged:
-            raise InputError(
-                f"{self.method!r} on merged adapters, which follows training",
-                "a method at the final weights: GradDot, GradCos, Influence, Trak",
-                "leave merged= out: adapters are trainings that it can follow",
-            )
+            mend = "leave merged= out: adapters are trainings that it can follow"
+            raise InputError(f"{self.method!r} on merged adapters, which follows training", final, mend)
         raise InputError(
             f"{self.method!r} on adapters trained on the last of {len(run.stages)} stages: it follows training through all of them",
-            "adapters trained on all stages, or a method at the final weights (GradDot, GradCos, Influence, Trak)",
+            f"adapters trained on all stages, or {final}",
             "stages='all'",
         )
+
+
+def _follows_training(method: Any, run: Run) -> bool:
+    """Whether a method looks at more of a run than its final weights."""
+    if not isinstance(method, Method):
+        return isinstance(method, Unrolled)
+    rows, final = method.plan(run).rows, (run.checkpoints[-1],)
+    return {row.stage for row in rows} != {stage.index for stage in run.stages} or any(row.at != (final,) or row.query_at not in (None, final) for row in rows)
 
 
 @dataclass(frozen=True, eq=False)
