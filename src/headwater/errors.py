@@ -64,7 +64,15 @@ class DataMismatch(RunError):
 
 
 class ReplayMismatch(RunError):
-    """Training the recorded run again gives other weights or losses than were recorded: something it depended on escaped the record."""
+    """Training the recorded run again gives other weights or losses than were recorded: something it depended on escaped the record.
+
+    ``steps``: (first, last) step that can be to blame, None where it was plain before any step. ``escaped``: the names of what was found
+    to explain it, the surest first ("dropout", "clipping", ...); empty where nothing tested does.
+    """
+
+    def __init__(self, given: str, expected: str = "", mend: str = "", *, steps: tuple[int, int] | None = None, escaped: tuple[str, ...] = ()) -> None:
+        super().__init__(given, expected, mend)
+        self.steps, self.escaped = steps, escaped
 
 
 class UnknownOptimizer(RunError):

@@ -23,7 +23,8 @@ from headwater.tasks import Task
 from headwater.training.recorder import Recorder
 from headwater.training.run import Run
 
-_PREFIX = "headwater_experiment_"
+OWN_FILES = "headwater_experiment_"
+"""How the names of modules begin that experiments were loaded from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ class Experiment:
         """Experiments from a file are sent to other processes with the file's path, since nobody could import it by its name."""
         content = pickle.dumps({f.name: getattr(self, f.name) for f in fields(self)})
         functions = (self.build, self.fit)
-        files = {sys.modules[m].__file__ for m in (getattr(f, "__module__", "") or "" for f in functions) if m.startswith(_PREFIX)}
+        files = {sys.modules[m].__file__ for m in (getattr(f, "__module__", "") or "" for f in functions) if m.startswith(OWN_FILES)}
         return _revive, (sorted(str(f) for f in files), content)
 
 
@@ -126,7 +127,7 @@ def _run_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise InputError(f"{path} is not a file", "a Python file that defines a hw.Experiment", "check the path")
-    name = f"{_PREFIX}{path.stem}_{bytes_hash(str(path).encode())[:8]}"
+    name = f"{OWN_FILES}{path.stem}_{bytes_hash(str(path).encode())[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file", "a file ending in .py", "rename it")

@@ -75,7 +75,7 @@ class Watched:
         groups = self.pending.pop() if self.pending else None
         move = np.zeros(1, MOVES)
         move["step"], move["moved"], move["touched"] = step, groups is not None, self._touched
-        move["loss"] = NAN if loss is None else float(loss)
+        move["loss"] = NAN if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
         move["norm"] = NAN if self._norm is None else float(self._norm)
         self._norm, self._touched = None, False
         journal.log_replay(moves=move, settings=_settings(groups or [], step))

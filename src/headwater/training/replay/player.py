@@ -145,7 +145,7 @@ class Player:
                 if g is not None:
                     g = g.to_dense() if g.is_sparse else g
                     total[n] = total[n] + g if n in total else g
-            buffers = {n: buffers[n] if t._version == 0 else t for n, t in passed.items()}
+            buffers = {n: buffers[n] if torch.equal(t, buffers[n]) else t for n, t in passed.items()}  # unchanged ones are shared
             plain = reduced if weights is None else _reduced(found, move, part, None)
             loss += float(plain.detach())
         self.idle[move.step] = frozenset(move.stage.trainable - total.keys())

@@ -41,13 +41,14 @@ class Replay:
         """The state after step ``to``. Raises ReplayMismatch where ``witness`` (who follows the first sweep) sees it leave the record."""
         for step in range(state.step + 1, to + 1):
             move = self.script.move(step)
-            before = self.player.begin(state, move)
+            state_before, before = state, self.player.begin(state, move)
             gradient = self.player.gradient(before, move)
             departed = witness.gradient(move, gradient) if witness is not None and witness.next == step else None
             state = self.player.step(before, move, gradient)
             departed = departed or (witness.state(state) if witness is not None and witness.next == step else None)
             if departed is not None:
-                raise mismatch(self.player, self.script, departed, before)
+                assert witness is not None
+                raise mismatch(self.player, self.script, departed, state_before, witness.tolerance)
             tick(1)
         return state
 

@@ -86,6 +86,7 @@ class Script:
                     f"the data of stage {stage.name!r} gives other values when an example is read twice (random augmentation)",
                     "data that always reads the same",
                     "augment before training and keep the result, or draw each example's augmentation from a generator seeded by its number and the epoch",
+                    escaped=("augmentation",),
                 )
             if stage.optimizer.kind == ADAM and not self.facts and any(group.beta1 is None for group in stage.optimizer.groups):
                 raise RunError(

@@ -30,7 +30,7 @@ class Witness:
     """Watches one sweep from the first step on.
 
     Rounding is forgiven up to ``tolerance``: of gradient norms relative to the largest so far, of weights relative to how far training
-    has moved them. Default ``10 sqrt(eps)`` of the weights' precision (3e-3 in float32, 1.5e-7 in float64): differences in the order of
+    has moved them. Default ``3 sqrt(eps)`` of the weights' precision (1e-3 in float32, 4e-8 in float64): differences in the order of
     additions start at eps and grow along a training, while an unrecorded dropout mask, clipping or augmentation shows at once and large.
 
     ``next``: the step that it waits for (states made again later are not looked at twice). ``worst``: the largest distance met. ``exact``:
@@ -56,7 +56,7 @@ class Witness:
         """With the default tolerance of the model's precision."""
         kinds = [p.dtype for p in player.model.parameters() if p.is_floating_point()]
         eps = max(torch.finfo(kind).eps for kind in kinds)
-        return cls(player, 10 * eps**0.5 if tolerance is None else tolerance)
+        return cls(player, 3 * eps**0.5 if tolerance is None else tolerance)
 
     def gradient(self, move: Move, gradient: Gradient) -> Departure | None:
         """Hold a step's gradient against the record."""
@@ -81,12 +81,12 @@ class Witness:
         then, held = self.player.run.weights(0), self.player.run.weights(state.step)
         now = {**state.weights, **state.buffers}
         self.exact &= all(_same(t, held[n]) for n, t in now.items() if n in held)
-        apart, gone = _distance(state.weights, held), _distance(held, then, state.weights)
-        distance = apart / gone if gone else apart
-        self.worst = max(self.worst, distance) if not np.isnan(distance) else np.nan
+        apart, gone = distance(state.weights, held), distance(held, then, state.weights)
+        off = apart / gone if gone else apart
+        self.worst = max(self.worst, off) if not np.isnan(off) else np.nan
         start = self.checkpoints[-1] if self.checkpoints else 0
         self.checkpoints.append(state.step)
-        return None if distance <= self.tolerance else Departure((min(max(start, self._good) + 1, state.step), state.step), "weights", distance, 0.0)
+        return None if off <= self.tolerance else Departure((min(max(start, self._good) + 1, state.step), state.step), "weights", off, 0.0)
 
     def report(self) -> dict[str, Any]:
         """What was compared and how near it was, as plain JSON."""
@@ -102,6 +102,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.to("cpu"), b)
 
 
-def _distance(a: dict[str, Tensor], b: dict[str, Tensor], names: Any = None) -> float:
+def distance(a: dict[str, Tensor], b: dict[str, Tensor], names: Any = None) -> float:
+    """Of two sets of tensors, over ``names`` (default: those of the first)."""
     found = [torch.linalg.vector_norm(a[n].to("cpu").double() - b[n].to("cpu").double()) for n in (names or a)]
     return float(torch.linalg.vector_norm(torch.stack(found)))
