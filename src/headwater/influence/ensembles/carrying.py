@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from headwater.errors import HeadwaterError, InputError
 from headwater.influence.ensembles.combining import Arrays, combine
-from headwater.influence.ensembles.members import Member, Weighing, model_key, seeded, surroundings
+from headwater.influence.ensembles.members import Member, model_key, seeded, surroundings
 from headwater.influence.methods import Method
 from headwater.influence.request import Parts, Request, Scorer, mean_of_scores
 from headwater.influence.tabled import parts_of
@@ -78,18 +78,19 @@ def _weight(method: Any, request: Request) -> Parts:
     return Parts({WEIGHT: np.asarray(method.weight(request))}, repr(method), "")
 
 
-def contribution_of(method: Any, member: Member, request: Request) -> Contribution:
-    """The pieces of a member's contribution to the answer, with the names that they are kept under."""
+def contributions_of(method: Any, members: Sequence[Member], request: Request) -> list[Contribution]:
+    """The pieces of each member's contribution to the answer, with the names that they are kept under."""
+    homes = {id(member.home): surroundings(member.home) for member in {id(m.home): m for m in members}.values()}
+    whole, light = ("parts", _question(request)), (WEIGHT, code_digest(request.asked.measure, held=True))  # a weight knows no queries
 
     def named(member: Member, only_weight: bool) -> Piece:
         own = seeded(method, member.seed)
-        about = ("weight", code_digest(request.asked.measure, held=True)) if only_weight else ("parts", _question(request))  # a weight has no queries
-        return Piece(f"members/{content_hash('member-1', about, member.key, repr(own), surroundings(member.home))}", member, own, only_weight)
+        name = content_hash("member-1", light if only_weight else whole, member.key, repr(own), homes[id(member.home)])
+        return Piece(f"members/{name}", member, own, only_weight)
 
-    if member.shares is None:
-        return Contribution(member, (named(member, False),))
-    assert isinstance(method, Weighing)
-    return Contribution(member, (named(member.shares, False), named(member, True)))
+    return [
+        Contribution(member, (named(member, False),) if member.shares is None else (named(member.shares, False), named(member, True))) for member in members
+    ]
 
 
 def carry_out(name: str, method: Method | Scorer, members: Sequence[Member], request: Request) -> TrainingScores:
@@ -100,7 +101,7 @@ def carry_out(name: str, method: Method | Scorer, members: Sequence[Member], req
     homes = {member.key: model_key(member.home) for member in members}
     ordered = sorted(members, key=lambda m: (homes[m.key], m.key))
     _refuse_twins(ordered)
-    contributions = [contribution_of(method, member, request) for member in ordered]
+    contributions = contributions_of(method, ordered, request)
     seconds, fresh = _make(name, contributions, request)
     models = [[c.read for c in contributions if homes[c.member.key] == home] for home in dict.fromkeys(homes[m.key] for m in ordered)]
     values, stderr, spread = combine(method.combine if isinstance(method, Scorer) else mean_of_scores, models)
