@@ -212,6 +212,8 @@ class Log:
 
     def flush(self) -> dict[str, Any]:
         """Write what waits; returns the facts for a manifest. Raises StorageError."""
+        if not self._waiting:
+            return {"rows": self.rows, "checksum": self._hasher.hexdigest()}
         content = b"".join(rows.tobytes() for rows in self._waiting)
         with disk(self.path), self.path.open("r+b") as file:
             file.seek(0, os.SEEK_END)

@@ -49,19 +49,21 @@ def mean_loss(model, batch):
     return TASK.loss(model, batch).mean()
 
 
-def train(path, build=plain, optimizer=None, *, steps=12, batch=10, loss=mean_loss, train=TRAIN, task=TASK, before=None, between=None, clip=None, note=True, ids_of=None, **settings):
+def train(
+    path, build=plain, optimizer=None, *, steps=12, batch=10, loss=mean_loss, task=TASK, before=None, between=None, clip=None, note=True, ids_of=None, **rest
+):
     """A user's loop, with places to put what a record may miss. ``note``: whether the loss is recorded."""
     model = build()
     moved = (optimizer or sgd())(model)
-    recorder = hw.Recorder(path, model, moved, task=task, train=train, steps=steps, checkpoints=settings.pop("checkpoints", 3), **settings)
+    recorder = hw.Recorder(path, model, moved, task=task, train=TRAIN, steps=steps, checkpoints=3, **rest)
     g = torch.Generator().manual_seed(3)
     torch.manual_seed(5)
     for k in range(steps):
-        ids = torch.randperm(len(train[0]), generator=g)[:batch]
+        ids = torch.randperm(len(TRAIN[0]), generator=g)[:batch]
         if before is not None:
             before(model, k)
         moved.zero_grad()
-        value = loss(model, tuple(t[ids] for t in train))
+        value = loss(model, tuple(t[ids] for t in TRAIN))
         value.backward()
         factor = 1.0
         if clip is not None:
@@ -580,6 +582,7 @@ def test_a_run_without_its_beginning_is_refused(tmp_path):
 
 
 def test_a_training_that_diverged_is_named(tmp_path):
-    run = train(tmp_path / "run", task=hw.tasks.Task(lambda m, b: (m(b[0]) ** 4).sum(1), TASK.measure), loss=lambda m, b: (m(b[0]) ** 4).sum(1).mean(), optimizer=sgd(lr=1e6))
+    task = hw.tasks.Task(lambda m, b: (m(b[0]) ** 4).sum(1), TASK.measure)
+    run = train(tmp_path / "run", task=task, loss=lambda m, b: task.loss(m, b).mean(), optimizer=sgd(lr=1e6))
     with pytest.raises((NotFinite, ReplayMismatch), match="step"):
         Replay(run).check()

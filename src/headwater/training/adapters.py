@@ -198,9 +198,13 @@ def delta(layer: nn.Module, pair: Pair) -> Tensor:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add our own adapters to their layers' weights and take them out (in place; the model)."""
+    """Add our own adapters to their layers' weights and take them out (in place; the model). Raises InputError where a weight is tied to
+    another module, which would be changed with it."""
     for name in adapters_of(model):
         layer = model.get_submodule(name)
+        others = [n for n, m in model.named_modules() if m is not layer and any(p is weight_of(layer) for p in m.parameters(recurse=False))]
+        if others:
+            raise InputError(f"an adapter of {name!r}, whose weight is also that of {others[0]!r}", "a weight of its own", "untie them, or leave the adapter unmerged")
         with torch.no_grad():
             weight_of(layer).add_(delta(layer, adapters_of(layer)[""]))
         delattr(layer, CHILD)

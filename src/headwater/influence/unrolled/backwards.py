@@ -17,7 +17,7 @@ from headwater.influence.jobs import Job, guarded
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
 from headwater.influence.unrolled.keeping import Keeper
-from headwater.influence.unrolled.pullback import Cotangent, backward, pull
+from headwater.influence.unrolled.pullback import Cotangent, backward, prove_twice, pull
 from headwater.influence.unrolled.schedule import Schedule, walk
 from headwater.influence.unrolled.weigh import Weighing
 from headwater.report.numbers import duration
@@ -136,7 +136,8 @@ class Backwards:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            self.player.graph(before, move, max(move.parts, key=lambda part: part.stop - part.start), self.columns.terms)
+            graph = self.player.graph(before, move, max(move.parts, key=lambda part: part.stop - part.start), self.columns.terms)
+        prove_twice(graph.gradients.values())
         return sum(held.values())
 
     def _timed(self, before: State, move: Move, chunk: int, lanes: int) -> tuple[float, float]:

@@ -8,7 +8,7 @@ one backward pass through the graph of the gradient (Pearlmutter 1994). Queries 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -110,6 +110,28 @@ def _through(
     return dict(zip(graph.leaves, held[:n], strict=True)), held[n], {**statistics, **read} if statistics else {}
 
 
+def _once(what: str) -> GradientError:
+    return GradientError(
+        f"an operation of the model that cannot be differentiated twice: {what}",
+        "a model whose gradient can be differentiated",
+        "use the plain implementation of that operation (attn_implementation='eager' in transformers, say)",
+    )
+
+
+def prove_twice(gradients: Iterable[Tensor]) -> None:
+    """Raise GradientError where a function marked ``once_differentiable`` is in the graph of the gradients: torch would only complain if
+    something behind it were asked for, and otherwise take its gradient as constant."""
+    waiting, seen = [g.grad_fn for g in gradients if g.grad_fn is not None], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name().endswith("::Error"):
+            raise _once("a custom function marked once_differentiable")
+        waiting += [following for following, _ in node.next_functions if following is not None]
+
+
 def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], lanes: int) -> list[Tensor | None]:
     """``d <outputs, cotangent> / d inputs`` for each cotangent (their leading axis), ``lanes`` of them at once. The graph is freed."""
     count = len(cotangents[0])
@@ -125,11 +147,7 @@ def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Se
                     many = [c[some] for c in cotangents]
                     parts.append(list(torch.autograd.grad(list(outputs), list(inputs), many, allow_unused=True, retain_graph=keep, is_grads_batched=True)))
     except RuntimeError as error:
-        if "derivative for" not in str(error) and "double backward" not in str(error):
+        if not any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
             raise
-        raise GradientError(
-            f"an operation of the model that cannot be differentiated twice: {str(error).splitlines()[0]}",
-            "a model whose gradient can be differentiated",
-            "use the plain implementation of that operation (attn_implementation='eager' in transformers, say)",
-        ) from error
+        raise _once(str(error).splitlines()[0]) from error
     return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]

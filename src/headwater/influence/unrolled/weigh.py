@@ -96,7 +96,7 @@ class Columns:
                 found, losses = self.terms(stage.task, model, batch), stage.task.loss(model, batch)
             if found.shape != (size(batch), self.width):
                 raise TaskError(f"terms of shape {tuple(found.shape)}", f"({size(batch)}, {self.width}): one row for each example", "hw.weigh.terms(function, count)")
-            if not torch.allclose(found.sum(1), losses, rtol=1e-4, atol=1e-6):
+            if not torch.allclose(found.sum(1).double(), losses.double(), rtol=1e-4, atol=1e-6):
                 expected = f"each example's loss, here {losses.tolist()}"
                 raise TaskError(f"terms that sum to {found.sum(1).tolist()}", expected, "return the parts that the loss is the sum of")
 
