@@ -22,6 +22,7 @@ from tests.influence.members import METHODS, RATE, Kernel, close, fresh, network
 from tests.influence.test_laws import ASKED, TASK, TRAIN, data, softmax_hessian
 
 ANY = pytest.mark.parametrize("masks", ["member", "example"])
+EACH_AND_TRAK = pytest.mark.parametrize("method", [*METHODS, hw.Trak()], ids=lambda m: type(m).__name__)
 EACH = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 
 
@@ -110,14 +111,14 @@ def _by_hand(method, brute, run):
     return -u @ g.T / n
 
 
-@EACH
+@EACH_AND_TRAK
 @ANY
 def test_masks_that_drop_nothing_leave_the_single_model(method, masks, run):
     found = scores(run, hw.DropoutEnsemble(method, members=3, masks=masks, rate=0.0))
     assert close(found.values, values(run, method), 1e-14) and float(found.stderr.max()) < 1e-15
 
 
-@EACH
+@EACH_AND_TRAK
 @ANY
 def test_scores_do_not_depend_on_batches(method, masks, run, tmp_path):
     ensemble = hw.DropoutEnsemble(method, members=1, masks=masks)
@@ -208,9 +209,9 @@ def test_members_of_two_levels_are_those_that_a_single_model_has_kept(two, tmp_p
 # ----------------------------------------------------------------------------------------------------------- forward only
 
 
-def test_forward_only_reweighs_the_whole_models_scores(two):
-    """Kernels are the whole model's, bit for bit; scores are its scores times mean masked weight over weight (both computed apart)."""
-    method = Kernel()
+@pytest.mark.parametrize("method", [Kernel(), hw.Trak()], ids=repr)
+def test_forward_only_reweighs_the_whole_models_scores(method, two):
+    """Kernels are the whole model's; scores are its scores times mean masked weight over weight (both computed apart)."""
     for target, runs in ((two[0], two[:1]), (hw.Ensemble, two)):
         inner = hw.DropoutEnsemble(method, members=4, forward_only=True)
         found = values(two[0], hw.Ensemble(inner, two) if target is hw.Ensemble else inner)
@@ -247,9 +248,10 @@ def test_forward_only_with_masks_that_drop_nothing_is_the_whole_model(run):
     assert close(found, values(run, Kernel()), 1e-14)
 
 
-def test_kernels_and_weights_of_full_masks_are_averaged_apart(run):
-    parts = [carried(view, Kernel()) for view in views(run, hw.DropoutEnsemble(Kernel(), members=3))]
-    found = values(run, hw.DropoutEnsemble(Kernel(), members=3))
+@pytest.mark.parametrize("method", [Kernel(), hw.Trak()], ids=repr)
+def test_kernels_and_weights_of_full_masks_are_averaged_apart(method, run):
+    parts = [carried(view, method) for view in views(run, hw.DropoutEnsemble(method, members=3))]
+    found = values(run, hw.DropoutEnsemble(method, members=3))
     assert close(found, np.mean([p["kernel"] for p in parts], axis=0) * np.mean([p["weight"] for p in parts], axis=0))
 
 
@@ -532,6 +534,7 @@ def test_one_dimensional_dropout_of_plain_features_is_refused(tmp_path):
         (lambda: hw.DropoutEnsemble(hw.GradDot(), insert="everywhere"), "insert='everywhere'"),
         (lambda: hw.DropoutEnsemble(hw.GradDot(), insert="activations"), "without a rate"),
         (lambda: hw.DropoutEnsemble(hw.Source(), forward_only=True), "made of gradients"),
+        (lambda: hw.DropoutEnsemble(hw.Trak(output=lambda model, batch: model(batch[0])[:, 0]), masks="example"), "knows nothing of ids"),
         (lambda: hw.DropoutEnsemble(hw.Influence(damping=[1.0, 2.0])), "a sweep of 2"),
         (lambda: hw.DropoutEnsemble(hw.DropoutEnsemble(hw.GradDot())), "two levels"),
         (lambda: hw.DropoutEnsemble(hw.GradDot), "construct it"),

@@ -53,11 +53,11 @@ def test_the_mean_of_cosines_is_not_the_cosine_of_means(runs):
     assert not close(found, -unit(np.mean([u for u, _ in pairs], axis=0)) @ unit(np.mean([g for _, g in pairs], axis=0)).T, 0.1)
 
 
-def test_kernels_and_weights_are_averaged_apart_with_the_jackknifes_error(runs):
+@pytest.mark.parametrize("method", [Kernel(), hw.Trak()], ids=repr)
+def test_kernels_and_weights_are_averaged_apart_with_the_jackknifes_error(method, runs):
     """``mean(K) * mean(Q)``; its error from the three values that leave one model out, written out."""
-    ensemble = hw.Ensemble(Kernel(), runs)
-    found = scores(runs[0], ensemble)
-    parts = [carrying.parts_of(Kernel(), _request(run)).arrays for run in runs]
+    found = scores(runs[0], hw.Ensemble(method, runs))
+    parts = [carrying.parts_of(method, _request(run)).arrays for run in runs]
     k, q = np.stack([p["kernel"] for p in parts]), np.stack([p["weight"] for p in parts])
     assert close(found.values, k.mean(0) * q.mean(0)) and not close(found.values, (k * q[:, None]).mean(0), 1e-2)
     without = np.stack([k[keep].mean(0) * q[keep].mean(0) for keep in ([1, 2], [0, 2], [0, 1])])
@@ -72,7 +72,7 @@ def _request(run):
 
 
 def test_one_model_is_itself_and_has_no_error(runs):
-    for method in (*METHODS, Kernel()):
+    for method in (*METHODS, Kernel(), hw.Trak()):
         found = scores(runs[2], hw.Ensemble(method, [runs[2]]))
         assert np.array_equal(found.values, values(runs[2], method)) and found.stderr is None and found.spread.members == 1
 
@@ -95,7 +95,7 @@ def test_the_measure_is_that_of_the_call(runs):
 # ------------------------------------------------------------------------------------------------------------ what is kept
 
 
-@pytest.mark.parametrize("method", [*METHODS, Kernel(dim=8)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [*METHODS, Kernel(dim=8), hw.Trak(dim=8)], ids=lambda m: type(m).__name__)
 def test_one_by_one_is_together_in_any_order(method, runs, copies):
     """Bit by bit, and each call computes only the members that it adds."""
     together = scores(runs[0], hw.Ensemble(method, runs))
@@ -170,6 +170,7 @@ def test_each_model_has_a_projection_of_its_own_that_others_do_not_change(runs, 
     assert alone == seeds[str(runs[1].path)]
     explicit = values(runs[1], Kernel(dim=8, seed=alone))
     assert np.array_equal(values(copies[1], hw.Ensemble(Kernel(dim=8), [copies[1]])), explicit)
+    assert np.array_equal(values(copies[1], hw.Ensemble(hw.Trak(dim=8), [copies[1]])), values(runs[1], hw.Trak(dim=8).member(alone)))
 
 
 # ----------------------------------------------------------------------------------------------------- errors and variances
