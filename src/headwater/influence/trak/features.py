@@ -43,7 +43,7 @@ class Outputs:
     def for_run(cls, run: Run, given: Given | None) -> Outputs:
         return cls(run, tuple(output_of(stage.task, given) for stage in run.stages))
 
-    @property
+    @cached_property
     def identity(self) -> list[Any]:
         """What outputs, their gradients and pushes depend on: weights, view, data, tasks and functions."""
         final = self.run.weights_hash(self.run.checkpoints[-1])
@@ -114,12 +114,12 @@ class Features:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """All shards, in the order of the scores' columns. Their names do not depend on the batch size: features do not."""
+        """All shards, in the order of the scores' columns. Their names do not depend on the batch size, as features do not."""
         layout = [[name, list(block.shape), list(block.parameters)] for name, block in self.projector.blocks.items()]
         key = content_hash("trak-1", VERSION, self.outputs.identity, layout, repr(self.projector.projection))
         rows = max(1, SHARD // self.projector.dim)
         return [
-            Shard(f"trak/{key}-{stage.index}-{start}", stage, output, range(start, min(start + rows, stage.size)))
+            Shard(f"trak/{key}-{stage.index}-{start}-{min(start + rows, stage.size)}", stage, output, range(start, min(start + rows, stage.size)))
             for stage, output in zip(self.engine.run.stages, self.outputs.of, strict=True)
             for start in range(0, stage.size, rows)
         ]

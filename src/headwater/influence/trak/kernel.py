@@ -21,9 +21,10 @@ DECOMPOSED = 1024
 class Ridge:
     """A positive semidefinite matrix M (m, m) with ``shift`` added to its diagonal, ready to be solved with, in float64.
 
-    ``shift = regularisation * trace(M) / m``: relative to the mean eigenvalue, so that rescaling all features changes nothing.
-    ``effective_dimension``: ``sum s / (s + shift)`` over the eigenvalues s, how many directions are not regularised away. ``rank``: how
-    many eigenvalues are above rounding; None where the matrix was too large to be decomposed.
+    ``shift = regularisation * trace(M)``: relative to the sum of the eigenvalues, which a projection keeps in the mean, whatever its
+    dimension, and which grows with the number of examples as the matrix does. ``effective_dimension``: ``sum s / (s + shift)`` over the
+    eigenvalues s, how many directions are not regularised away. ``rank``: how many eigenvalues are above rounding; None where the
+    matrix was too large to be decomposed.
     """
 
     shift: float
@@ -35,7 +36,7 @@ class Ridge:
     def of(cls, matrix: Tensor, regularisation: float, rounding: float) -> Ridge:
         """``rounding``: of the matrix's entries, relative; below ``m * rounding`` times the largest an eigenvalue counts as zero."""
         m = len(matrix)
-        shift = regularisation * float(matrix.diagonal().sum()) / m
+        shift = regularisation * float(matrix.diagonal().sum())
         if m > DECOMPOSED:
             found = cls._by_cholesky(matrix, shift, rounding)
             if found is not None:

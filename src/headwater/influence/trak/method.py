@@ -49,8 +49,8 @@ class Trak:
             (for as many training examples as have a matrix of all pairs in ``memory``). A model with no more parameters than
             ``dim`` is not projected.
         projection: how it is projected, a value of ``hw.projections``; default: ``KhatriRao(dim)``.
-        regularisation: r relative to the mean eigenvalue: ``r = regularisation * trace(Phi^T Phi) / min(train, k)``, so that it means
-            the same for every scale of the gradients.
+        regularisation: r relative to the sum of the eigenvalues: ``r = regularisation * trace(Phi^T Phi)``. So it means the same for every
+            scale of the gradients and every dimension, and leaves fewer than ``1 / regularisation`` effective directions.
         output: the output function ``(model, batch) -> (n,)`` of which an example's loss is a function, or a pair of it and its push
             ``-dL/df``; default: log-odds for Classification, the prediction for Regression with one output, the sum of the tokens'
             log-odds for Language. Other tasks need one. Query features are gradients of the *measure*, whatever that is.
@@ -66,7 +66,7 @@ class Trak:
 
     dim: int | None = None
     projection: Projection | None = None
-    regularisation: float = 0.01
+    regularisation: float = 0.005
     output: Given | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Trak:
         if self.dim is not None:
             KhatriRao(self.dim)  # refuses what is no dimension
         if isinstance(self.regularisation, bool) or not isinstance(self.regularisation, int | float) or not 0 <= self.regularisation < float("inf"):
-            raise InputError(f"regularisation={self.regularisation!r}", "a number of at least 0, relative to the mean eigenvalue", "leave it out for the default")
+            raise InputError(f"regularisation={self.regularisation!r}", "a number of at least 0, relative to the sum of the eigenvalues", "leave it out for the default")
         check(self.output)
 
     def __repr__(self) -> str:
