@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from headwater.errors import GradientError, InputError
+from headwater.errors import GradientError, InputError, NotFinite
 from headwater.influence.ensembles.carrying import carry_out
 from headwater.influence.ensembles.ensemble import check_method
 from headwater.influence.ensembles.members import Member, seed_of
@@ -219,7 +219,15 @@ class School:
         for k in self.trained:
             stage = self.base.stages[k]
             with torch.enable_grad():
-                stage.task.loss(model, to(stage.data.batch(range(min(size, stage.size))), self.base.device)).mean().backward()
+                loss = stage.task.loss(model, to(stage.data.batch(range(min(size, stage.size))), self.base.device)).mean()
+                loss.backward()
+            if not torch.isfinite(loss):
+                last = self.base.checkpoints[-1]
+                raise NotFinite(
+                    f"a loss of {loss.item()} at step {last} of {self.base.path}, before any adapter is trained",
+                    "finite weights and losses",
+                    "training diverged: lower its rate",
+                )
         seconds = (time.perf_counter() - started) / len(self.trained)
         lost = [name for name, pair in adapters_of(model).items() if pair.up.grad is None]
         if lost:
