@@ -3,8 +3,8 @@
 >>> from headwater import evaluate
 >>> subsets = evaluate.halves(1000, 50, seed=0)
 
-``retrain`` makes the truth (a :class:`Bank`); ``lds``, ``paired`` and ``slope`` hold scores against it; ``detection_curve`` asks whether
-suspicious examples are indeed mislabelled.
+``retrain`` makes the truth (a :class:`Bank`); ``lds``, ``paired`` and ``slope`` hold scores against it, ``against`` holds them against better scores;
+``detection_curve`` asks whether suspicious examples are indeed mislabelled.
 
 Of explanations of inputs: ``completeness`` (do they sum?), ``deletion``, ``insertion``, ``removal``, ``comprehensiveness``, ``sufficiency`` (what happens
 without the top parts?), ``infidelity``, ``sensitivity_n`` (do they predict changes?), ``max_sensitivity`` (are they stable?), ``roar`` (does a
@@ -12,6 +12,7 @@ retrained model miss the parts?), ``randomisation`` (do they depend on what was 
 """
 
 from headwater.evaluate.accord import Agreement, MassIn, agreement, mass_in
+from headwater.evaluate.against import Against, Judged, against
 from headwater.evaluate.bank import Bank
 from headwater.evaluate.completeness import Completeness, completeness
 from headwater.evaluate.datamodels import LDS, Paired, SlopeResult, lds, paired, slope
@@ -27,12 +28,14 @@ from headwater.evaluate.subsets import Subsets, halves, leave_out, removing
 
 __all__ = [
     "LDS",
+    "Against",
     "Agreement",
     "Bank",
     "Compared",
     "Completeness",
     "Detection",
     "Infidelity",
+    "Judged",
     "MassIn",
     "MaxSensitivity",
     "Mean",
@@ -44,6 +47,7 @@ __all__ = [
     "SensitivityN",
     "SlopeResult",
     "Subsets",
+    "against",
     "agreement",
     "auroc",
     "completeness",

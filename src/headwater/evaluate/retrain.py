@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Sequence
@@ -14,13 +13,16 @@ from tqdm import tqdm
 
 from headwater.errors import InputError, RunError
 from headwater.evaluate.bank import Bank, Shelf, all_jobs
+from headwater.evaluate.fleet import ray
 from headwater.evaluate.identity import identity
 from headwater.evaluate.jobs import Work
 from headwater.evaluate.subsets import Subsets
-from headwater.evaluate.workers import ENGINES, Outcome
+from headwater.evaluate.workers import Engine, Outcome, default_crew, local
 from headwater.report.numbers import duration
 from headwater.tasks.batches import Examples
 
+ENGINES: dict[str, tuple[Engine, Callable[[Any], int | None]]] = {"local": (local, default_crew), "ray": (ray, lambda experiment: None)}
+"""Each with how many trainings it does at a time where nothing is said; None where only the engine knows."""
 
 def retrain(
     experiment: Any,
@@ -43,8 +45,11 @@ def retrain(
         experiment: a :class:`headwater.Experiment`: build, train, test, task, fit.
         subsets: from :func:`halves`, :func:`leave_out` or :func:`removing`, over the examples of ``experiment.train``.
         seeds: how many (they are then 0, 1, ...), or which.
-        engine: ``"local"`` (processes on this machine) or ``"ray"``.
-        workers: trainings at a time; by default one per core (one per GPU where ``build`` puts the model on a GPU).
+        engine: ``"local"`` (processes on this machine) or ``"ray"``: a Ray that is initialised, else the cluster at ``RAY_ADDRESS``, else
+            a local one for as long as the call lasts. Each training there has one CPU, and one GPU where ``build`` puts the model on one;
+            one whose worker is lost is sent again, twice. Experiments from scripts, notebooks and files travel with their code.
+        workers: trainings at a time; by default one per core (one per GPU where ``build`` puts the model on a GPU), with Ray as many as
+            the cluster takes.
         directory: where each model's measurements are kept as it ends. A call with the same arguments continues there, also with more
             subsets or seeds. By default a new temporary directory, named on the screen; ``bank.directory`` tells it too.
         measure: ``(model, batch) -> (n,)``, in place of ``experiment.task.measure``.
@@ -54,7 +59,8 @@ def retrain(
         The :class:`Bank`.
 
     Raises:
-        RunError: trainings failed (all others are done and kept), or the directory belongs to another experiment.
+        RunError: trainings failed (all others are done and kept), the directory belongs to another experiment, or a Ray cluster went away
+            (what was done is kept, and the same call continues).
         KeyboardInterrupt: after Ctrl-C has stopped the workers; what was done is kept.
 
     Example::
@@ -67,10 +73,11 @@ def retrain(
     shelf = Shelf.prepare(place, experiment.name, identity(experiment, measure), subsets, chosen)
     jobs = all_jobs(subsets, chosen)
     waiting = [job for job in jobs if not shelf.has(job)]
-    crew = max(1, workers if workers is not None else _workers(experiment))
     if waiting:
-        with Teller(len(jobs), len(waiting), min(crew, len(waiting)), place, progress) as teller:
-            failed = _carry_out(ENGINES[engine](Work(experiment, measure), waiting, crew), shelf, teller)
+        carry_out, default = ENGINES[engine]
+        crew = default(experiment) if workers is None else max(1, workers)
+        with Teller(len(jobs), len(waiting), crew if crew is None else min(crew, len(waiting)), place, progress) as teller:
+            failed = _carry_out(carry_out(Work(experiment, measure), waiting, crew), shelf, teller)
         _report(failed, len(jobs), place)
     return shelf.bank(subsets, chosen)
 
@@ -91,7 +98,7 @@ def _carry_out(outcomes: Generator[Outcome, None, None], shelf: Shelf, teller: T
 class Teller:
     """Says on stderr how the work goes: a bar, an estimate once the first model has ended, and where things are after Ctrl-C."""
 
-    def __init__(self, total: int, waiting: int, workers: int, place: Path, speaks: bool) -> None:
+    def __init__(self, total: int, waiting: int, workers: int | None, place: Path, speaks: bool) -> None:
         self.waiting, self.workers, self.place, self.speaks, self.done, self.kept = waiting, workers, place, speaks, 0, total - waiting
         self.bar = tqdm(total=total, initial=self.kept, unit="model", desc="retraining", file=sys.stderr, disable=not speaks)
 
@@ -108,13 +115,14 @@ class Teller:
         else:
             self.kept += 1
         if self.done == 1 and self.waiting > 1:
-            rounds = -(-(self.waiting - 1) // self.workers)
-            plan = f"{self.waiting - 1} to go, {self.workers} at a time: about {duration(rounds * outcome.seconds)}"
-            self.say(f"first model: {duration(outcome.seconds)}; {plan}")
+            rounds = None if self.workers is None else -(-(self.waiting - 1) // self.workers)
+            plan = "" if rounds is None else f", {self.workers} at a time: about {duration(rounds * outcome.seconds)}"
+            self.say(f"first model: {duration(outcome.seconds)}; {self.waiting - 1} to go{plan}")
         self.bar.update()
 
     def __enter__(self) -> Teller:
-        self.say(f"retraining {self.waiting} models, {self.workers} at a time; measurements go to {self.place}")
+        crew = "as many at a time as the cluster takes" if self.workers is None else f"{self.workers} at a time"
+        self.say(f"retraining {self.waiting} models, {crew}; measurements go to {self.place}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -139,17 +147,6 @@ def _check(experiment: Any, subsets: Subsets, engine: str) -> None:
     n = len(Examples(experiment.train, experiment.task.collate))
     if subsets.n != n:
         raise InputError(f"subsets of {subsets.n} examples, and an experiment with {n} training examples", "the same number", f"use halves({n}, ...)")
-
-
-def _workers(experiment: Any) -> int:
-    """One per core that we may use; one per GPU where the model is built on a GPU."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        on_gpu = any(p.is_cuda for p in experiment.build().parameters())
-    if on_gpu:
-        return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(failed: list[Outcome], total: int, place: Path) -> None:

@@ -1,5 +1,7 @@
 """Engines: ways to get a list of jobs done. Each takes (work, jobs, workers) and yields an :class:`Outcome` as each job ends.
 
+The other engine, ``ray``, is in :mod:`headwater.evaluate.fleet`.
+
 ``local`` uses processes with one torch thread each, started in the safest way that this experiment and this machine allow:
 
 ==================================================  =========================================================================
@@ -14,7 +16,6 @@ none of these                                       the jobs run one by one in t
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing as mp
 import os
 import pickle
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwater.errors import MissingExtra, RunError
+from headwater.errors import RunError
 from headwater.evaluate.jobs import Job, Work
 
 PATIENCE = 5.0  # seconds that a worker told to stop gets before it is killed
@@ -50,7 +51,8 @@ class Outcome:
     failure: str | None = None
 
 
-Engine = Callable[[Work, Sequence[Job], int], Generator[Outcome, None, None]]
+Engine = Callable[[Work, Sequence[Job], int | None], Generator[Outcome, None, None]]
+"""``workers`` is how many jobs run at a time; None where only the engine knows."""
 
 
 def attempt(work: Work, job: Job) -> Outcome:
@@ -63,43 +65,29 @@ def attempt(work: Work, job: Job) -> Outcome:
     return Outcome(job, values, time.perf_counter() - start, failure)
 
 
-def local(work: Work, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
+def local(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Generator[Outcome, None, None]:
     """Worker processes on this machine, or this process where there is one worker or no safe way to start more."""
+    workers = default_crew(work.experiment) if workers is None else workers
     crew = _recruiter(work) if min(workers, len(jobs)) > 1 else None
     return in_process(work, jobs) if crew is None else _processes(crew, jobs, workers)
 
 
-def in_process(work: Work, jobs: Sequence[Job], workers: int = 1) -> Generator[Outcome, None, None]:
+def in_process(work: Work, jobs: Sequence[Job], workers: int | None = 1) -> Generator[Outcome, None, None]:
     """One job after the other, here."""
     return (attempt(work, job) for job in jobs)
 
 
-def ray(work: Work, jobs: Sequence[Job], workers: int) -> Generator[Outcome, None, None]:
-    """A Ray cluster (``pip install headwater[ray]``): at most ``workers`` jobs at a time, each with one CPU."""
-    try:
-        engine = importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingExtra('engine="ray" without the library ray', "ray", "pip install headwater[ray], or use engine='local'") from error
-    shared, run = engine.put(work), engine.remote(num_cpus=1)(attempt)
-    waiting: deque[Job] = deque(jobs)
-    running: dict[Any, Job] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.popleft()
-                running[run.remote(shared, job)] = job
-            done, _ = engine.wait(list(running), num_returns=1)
-            job = running.pop(done[0])
-            try:
-                yield engine.get(done[0])
-            except engine.exceptions.RayError as error:
-                yield Outcome(job, None, 0.0, str(error))
-    finally:
-        for task in running:
-            engine.cancel(task, force=True)
+def default_crew(experiment: Any) -> int:
+    """One worker per core that we may use; one per GPU where the model is built on a GPU."""
+    if on_gpu(experiment):
+        return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-ENGINES: dict[str, Engine] = {"local": local, "ray": ray}
+def on_gpu(experiment: Any) -> bool:
+    """Whether ``build`` puts the model on a GPU."""
+    with torch.random.fork_rng(devices=[]):
+        return any(p.is_cuda for p in experiment.build().parameters())
 
 
 # ---------------------------------------------------------------------------------------------------------- starting workers
