@@ -52,7 +52,7 @@ def gather(trainings: tuple[Training, ...], directory: Path, workers: int, quick
         subsets = hw.evaluate.halves(len(experiment.train[0]), training.subsets + CHOOSING, seed=0)
         hw.evaluate.retrain(experiment, subsets, training.seeds, workers=workers, directory=place / "bank")
     models = {t.name: max(s.models for held in schemes[t.name].values() for family in held.values() for s in family) for t in trainings}
-    in_parallel([partial(record, t, directory / t.name, k) for t in trainings for k in range(models[t.name])], workers, "recording")
+    in_parallel([partial(record, t, directory / t.name, models[t.name]) for t in reversed(trainings)], workers, "recording")
     in_parallel([partial(choose, t, directory / t.name) for t in trainings], workers, "choosing a damping")
     jobs = []
     for training in reversed(trainings):  # the dearest one first, so that two workers end together
@@ -63,7 +63,8 @@ def gather(trainings: tuple[Training, ...], directory: Path, workers: int, quick
                 if not all(cell_file(place, name, s).exists() for s in held):
                     jobs.append(partial(carry_out, training, place, name, family, held, damping_of(place)))
     in_parallel(jobs, workers, "scoring")
-    return {t.name: judge(t, directory / t.name, schemes[t.name]) for t in trainings}
+    in_parallel([partial(judged, t, directory / t.name, schemes[t.name]) for t in trainings], workers, "judging")
+    return {t.name: json.loads((directory / t.name / "judged.json").read_text()) for t in trainings}
 
 
 def in_parallel(jobs: list[Any], workers: int, what: str) -> None:
@@ -79,9 +80,11 @@ def in_parallel(jobs: list[Any], workers: int, what: str) -> None:
         raise failures[0]
 
 
-def record(training: Training, place: Path, number: int) -> None:
+def record(training: Training, place: Path, models: int) -> None:
+    """Record the models that are not there yet."""
     torch.set_num_threads(1)
-    training.record(master(place, number), RECORDED + number)
+    for number in range(models):
+        training.record(master(place, number), RECORDED + number)
 
 
 def choose(training: Training, place: Path) -> None:
@@ -114,6 +117,11 @@ def cut(bank: hw.evaluate.Bank, ids: range) -> hw.evaluate.Bank:
 # ------------------------------------------------------------------------------------------------------------------- judging
 
 
+def judged(training: Training, place: Path, schemes: dict[str, Families]) -> None:
+    """:func:`judge`, into ``judged.json``."""
+    (place / "judged.json").write_text(json.dumps(judge(training, place, schemes), indent=1, ensure_ascii=False))
+
+
 def judge(training: Training, place: Path, schemes: dict[str, Families]) -> dict[str, Any]:
     """LDS and costs of every scheme; and its difference from each number of independent models under the same method."""
     bank = cut(hw.evaluate.Bank.open(place / "bank"), range(training.subsets))
@@ -121,6 +129,7 @@ def judge(training: Training, place: Path, schemes: dict[str, Families]) -> dict
     for name, held in schemes.items():
         found = {s: read_cell(place, name, s) for family in held.values() for s in family}
         naive = {s.name: values for s, (values, _) in found.items() if s.kind == NAIVE}
+        naive = {name: naive[name] for name in (*list(naive)[:1], *list(naive)[-2:])}  # one model, 5, and 10 where there are
         cells[name] = {}
         for scheme, (values, facts) in found.items():
             lds = hw.evaluate.lds(values, bank, bootstrap=REDRAWN)

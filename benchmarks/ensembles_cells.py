@@ -24,7 +24,7 @@ from ensembles_schemes import ADAPTED, MODEL_FREE, Scheme, methods
 from ensembles_trainings import Training, fit
 
 import headwater as hw
-from headwater.influence.ensembles.carrying import Piece, contribution_of
+from headwater.influence.ensembles.carrying import Piece, contributions_of
 from headwater.influence.methods import Method
 from headwater.influence.queries import ask
 from headwater.influence.request import Request
@@ -61,7 +61,7 @@ def scored(scheme: Scheme, name: str, method: Any, runs: list[hw.Run], training:
     """Scores (queries, train) of a scheme, and what it cost."""
     ensemble, queries = scheme.ensemble(method, runs), training.data()[1]
     request = Request(runs[0], ask(queries, training.task, None), progress=False)
-    contributions = [contribution_of(method, member, request) for member in ensemble.members(runs[0])]
+    contributions = contributions_of(method, ensemble.members(runs[0]), request)
     pieces = {piece.name: piece for c in contributions for piece in c.pieces}
     meters = [metered(piece, request, work, scheme.kind in ADAPTED) for piece in pieces.values()]
     found = hw.trace(runs[0], queries, ensemble, progress=False)

@@ -26,7 +26,7 @@ def claims(results: Results) -> str:
     """Every cheap scheme against independent models: how many of them reach the same LDS, and what it saves against those."""
     rows = []
     for name, found in results.items():
-        for method in ENSEMBLED:
+        for method in (m for m in ENSEMBLED if m in found["cells"]):
             cells = found["cells"][method]
             for scheme, cell in cells.items():
                 if cell["kind"] != NAIVE:
@@ -45,13 +45,14 @@ def naive_of(cells: dict[str, Any]) -> list[dict[str, Any]]:
 
 def as_many_models(lds: float, cells: dict[str, Any]) -> float:
     """How many independent models reach an LDS (interpolated); below 1 where one has more, infinite where the most measured have less."""
-    naive = naive_of(cells)
-    reached = np.maximum.accumulate([c["lds"] for c in naive])
+    better: list[dict[str, Any]] = []
+    for cell in naive_of(cells):
+        if not better or cell["lds"] > better[-1]["lds"]:
+            better.append(cell)
+    reached = [c["lds"] for c in better]
     if lds < reached[0]:
         return 0.0
-    if lds > reached[-1]:
-        return float("inf")
-    return float(np.interp(lds, reached, [c["models"] for c in naive]))
+    return float("inf") if lds > reached[-1] else float(np.interp(lds, reached, [c["models"] for c in better]))
 
 
 def worth_told(worth: float, cells: dict[str, Any]) -> str:
@@ -124,10 +125,10 @@ def _figure(name: str, found: dict[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    axes, shown = figure.subplots(1, 3, sharey=True), [method for method in COLOURS if method in found["cells"]]
     for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
-        for method, colour in COLOURS.items():
-            _points(axis, found["cells"][method], cost, colour)
+        for method in shown:
+            _points(axis, found["cells"][method], cost, COLOURS[method])
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
@@ -136,7 +137,7 @@ def _figure(name: str, found: dict[str, Any]) -> Any:
     figure.suptitle(f"{name}: {found['facts']['about']} (noise ceiling {found['facts']['ceiling']:.2f}; bars: 95 % intervals)")
     there = {c["kind"] for cells in found["cells"].values() for c in cells.values()}
     kinds = {kind: "independent models" if kind == NAIVE else kind for kind in MARKS if kind in there}
-    by_colour = [Line2D([], [], color=colour, lw=3, label=method) for method, colour in COLOURS.items()]
+    by_colour = [Line2D([], [], color=colour, lw=3, label=method) for method, colour in COLOURS.items() if method in shown]
     by_mark = [Line2D([], [], color="#333333", marker=MARKS[kind], ls="-" if kind == NAIVE else "", label=label) for kind, label in kinds.items()]
     figure.legend(handles=by_colour + by_mark, loc="outside lower center", ncols=4, frameon=False)
     return figure
