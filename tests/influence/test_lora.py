@@ -258,6 +258,15 @@ def test_a_member_is_a_run_of_adapters_alone_and_the_model_stays_as_it_was(run):
         assert float(TASK.loss(trained, TRAIN).mean()) < float(TASK.loss(base, TRAIN).mean())
 
 
+def test_a_run_that_is_recorded_anew_leaves_no_adapters_of_the_old_one(run):
+    values(run, method=lora(members=1))
+    assert (run.path / "adapters").exists() and (run.path / "members").exists()
+    again = record(run.path, sgd(), steps=4, overwrite=True)
+    assert not (again.path / "adapters").exists() and not (again.path / "members").exists()
+    values(again, method=lora(members=1))
+    assert len(folders(again)) == 1
+
+
 def with_norm():
     torch.manual_seed(0)
     return nn.Sequential(OrderedDict(a=nn.Linear(4, 6), norm=nn.BatchNorm1d(6), relu=nn.Tanh(), drop=nn.Dropout(0.5), b=nn.Linear(6, 3))).double()

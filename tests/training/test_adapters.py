@@ -149,6 +149,9 @@ def test_starts_belong_to_a_seed_and_a_layer():
     both, alone, other = started(1, {"0": 3, "1": 3}), started(1, {"0": 2}), started(2, {"0": 2})
     assert torch.equal(both["0"][:2], alone["0"]) and not torch.equal(alone["0"], other["0"])
     assert not torch.allclose(both["0"] * 5**0.5, both["1"][:, :5] * 6**0.5)
+    again = nn.Sequential(nn.Linear(5, 6))
+    nn.init.normal_(adapters_of(draw(insert(again, {"0": 3}), 2))["0"].up)
+    assert not bool(adapters_of(draw(again, 1))["0"].up.any()) and torch.equal(adapters_of(again)["0"].down, both["0"])
     wide = adapters_of(draw(insert(nn.Sequential(nn.Linear(400, 50)), {"0": 50}), 1))["0"].down.detach()
     assert float(wide.std()) == pytest.approx(400**-0.5, rel=0.02) and abs(float(wide.mean())) < 0.001
 

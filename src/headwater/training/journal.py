@@ -46,7 +46,8 @@ FORWARDS = np.dtype([("step", "<u8"), ("batch", "<u4"), ("mode", "<u2"), ("cast"
 """``mode`` and ``cast`` count in the manifest's lists, ``random`` in random.npy (-1: the pass drew no random numbers)."""
 RANDOM = np.dtype([("cpu", "u1", (5056,)), ("cuda", "u1", (16,))])
 _LOGS = {"moves": MOVES, "settings": SETTINGS, "forwards": FORWARDS, "random": RANDOM}
-_OURS = ("checkpoints", "optimizer", "factors", "jobs", "index", "states", "manifest.json", "steps.npy", "order.npy", *(f"{name}.npy" for name in _LOGS))
+_MADE_LATER = ("factors", "jobs", "index", "states", "trak", "members", "adapters")  # from the run, and named by its weights
+_OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", "steps.npy", "order.npy", *(f"{name}.npy" for name in _LOGS))
 
 
 def checkpoint_file(path: Path, step: int) -> Path:
