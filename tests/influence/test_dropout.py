@@ -1,5 +1,6 @@
 """Dropout ensembles: masks that belong to members or examples, the masked model used throughout, and what masks cannot do."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -241,6 +242,7 @@ def test_forward_only_shares_what_the_whole_model_has_kept(two, tmp_path):
     assert scores(copies[0], hw.Ensemble(inner, copies)).provenance["cost"]["computed_now"] == 6, "only weights are new"
     other = scores(copies[0], hw.Ensemble(inner, copies), data(3, 5))
     assert other.provenance["cost"]["computed_now"] == 2, "weights know no queries"
+    assert scores(copies[0], inner).provenance["cost"]["computed_now"] == 1, "nor a projection: a single model's is another, its weights are the same"
 
 
 def test_forward_only_with_masks_that_drop_nothing_is_the_whole_model(run):
@@ -485,7 +487,7 @@ class Functional(nn.Module):
         self.spare = nn.Dropout(0.2)
 
     def forward(self, x):
-        h = F.dropout(self.inner(x), 0.2, self.training)
+        h = F.dropout(self.inner(x), self.spare.p, self.training)  # as transformers' attention does with a module's rate
         return self.last(self.drop(h) if self.drop is not None else h)
 
 
@@ -506,6 +508,46 @@ def test_dropout_that_masks_leave_out_is_named(tmp_path):
 class _First(nn.Module):
     def forward(self, x):
         return x[0][:, -1]
+
+
+def test_a_model_that_does_not_run_in_training_mode_is_told(tmp_path):
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.drop = nn.Linear(4, 3), nn.Dropout(0.4)
+
+        def forward(self, x):
+            if self.training and len(x) < 3:
+                raise ValueError("too few")
+            return self.drop(self.inner(x))
+
+    run = recorded_on(tmp_path / "run", Moody().double(), TRAIN)
+    with pytest.warns(UserWarning, match=r"not looked for.*too few"):
+        scores(run, hw.DropoutEnsemble(hw.GradDot(), members=1))
+
+
+def test_runs_of_several_stages_have_masks_in_all_of_them(tmp_path):
+    """Columns of both stages, each under its own task, in any batches; an example's mask goes by its column."""
+    model = network(0).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    later = data(12, 8)
+    recorder = hw.Recorder(tmp_path / "run", model, optimizer, task=TASK, train=TRAIN, checkpoints=2, steps=4)
+    for number, train in enumerate((TRAIN, later)):
+        if number:
+            recorder.stage("later", train=later, task=TASK, optimizer=optimizer, checkpoints=2, steps=4)
+        for _ in range(4):
+            optimizer.zero_grad()
+            TASK.loss(model, train).mean().backward()
+            optimizer.step()
+            recorder.step(range(len(train[0])))
+    recorder.finish()
+    for masks in ("member", "example"):
+        found = []
+        for size in (5, 40):
+            shutil.rmtree(tmp_path / "run" / "members", ignore_errors=True)
+            run = hw.Run.open(tmp_path / "run", build=lambda: network(0), train={"train": TRAIN, "later": later}, task=TASK)
+            found.append(values(run, hw.DropoutEnsemble(hw.Source(segments=2), members=2, masks=masks), batch_size=size))
+        assert found[0].shape == (6, 52) and close(*found) and np.abs(found[0]).min() > 0
 
 
 def test_looking_for_dropout_leaves_the_generators_alone(run):

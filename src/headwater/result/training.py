@@ -105,7 +105,8 @@ class TrainingScores:
         return self.queries
 
     def __repr__(self) -> str:
-        return f"TrainingScores({self.method}: {self.queries} queries x {self.train:,} training examples; {UNITS.get(self.unit, self.unit)})"
+        errors = f"; standard errors over {self.spread}" if self.stderr is not None and self.spread is not None else ""
+        return f"TrainingScores({self.method}: {self.queries} queries x {self.train:,} training examples; {UNITS.get(self.unit, self.unit)}{errors})"
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 

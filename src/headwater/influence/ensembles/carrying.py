@@ -84,7 +84,7 @@ def contributions_of(method: Any, members: Sequence[Member], request: Request) -
     whole, light = ("parts", _question(request)), (WEIGHT, code_digest(request.asked.measure, held=True))  # a weight knows no queries
 
     def named(member: Member, only_weight: bool) -> Piece:
-        own = seeded(method, member.seed)
+        own = method if only_weight else seeded(method, member.seed)
         name = content_hash("member-1", light if only_weight else whole, member.key, repr(own), homes[id(member.home)])
         return Piece(f"members/{name}", member, own, only_weight)
 
@@ -178,7 +178,7 @@ def _plan(name: str, contributions: Sequence[Contribution], kept: int, pieces: i
 
 def _told(contribution: Contribution) -> dict[str, Any]:
     member = contribution.member
-    return {"name": member.name, "run": str(member.home.path), "key": member.key, "seed": member.seed, "shares_gradients": member.shares is not None}
+    return {"name": member.name, "run": str(member.home.path), "key": member.key, "seed": (member.shares or member).seed, "shares_gradients": member.shares is not None}
 
 
 def _size(contributions: Sequence[Contribution]) -> int:

@@ -113,11 +113,11 @@ def _inserted(model: nn.Module, rate: float | None, insert: Mapping[str, float] 
 
 
 class _Ear(nn.Module):
-    """Stands where a mask will: hears the shapes that come."""
+    """Stands where a mask will: hears the shapes that come. ``p``: as of the module it stands for, whose rate a model may use by itself."""
 
-    def __init__(self, heard: list[tuple[int, ...]]) -> None:
+    def __init__(self, heard: list[tuple[int, ...]], p: float) -> None:
         super().__init__()
-        self.heard = heard
+        self.heard, self.p = heard, p
 
     def forward(self, x: Tensor) -> Tensor:
         self.heard.append(tuple(x.shape))
@@ -127,7 +127,7 @@ class _Ear(nn.Module):
 def _calls(run: Run, model: nn.Module, sites: Sequence[Site]) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
     """For each site the shapes of each of its calls in one forward pass of the loss, with one example and with two."""
     heard: dict[str, list[tuple[int, ...]]] = {site.path: [] for site in sites}
-    place(model, tuple(sites), lambda site: _Ear(heard[site.path]))
+    place(model, tuple(sites), lambda site: _Ear(heard[site.path], site.rate))
     found: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {site.path: [] for site in sites}
     for stage in run.stages:
         records = []
@@ -159,7 +159,7 @@ def _layouts(calls: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], site: Sit
 
 def _drawing(run: Run, sites: tuple[Site, ...]) -> tuple[tuple[str, ...], str]:
     """The modules that move a random generator in training mode when no dropout module is left; and why that could not be seen."""
-    model = place(run.load(run.model(), run.checkpoints[-1]), sites, lambda site: _Ear([])).train()
+    model = place(run.load(run.model(), run.checkpoints[-1]), sites, lambda site: _Ear([], site.rate)).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.eval()
