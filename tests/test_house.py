@@ -36,6 +36,7 @@ DOOR = [
     "Influence",
     "InteractionScores",
     "KNNShapley",
+    "LoGra",
     "LoraEnsemble",
     "Query",
     "Recorder",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors, projections
     from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.index import Index, index
+    from headwater.influence.logra import LoGra
     from headwater.influence.trace import self_influence, trace
     from headwater.influence.trak import Trak
     from headwater.influence.unrolled import Unrolled, weigh
@@ -46,6 +47,7 @@ __all__ = [
     "Influence",
     "InteractionScores",
     "KNNShapley",
+    "LoGra",
     "LoraEnsemble",
     "Query",
     "Recorder",
@@ -93,6 +95,7 @@ _ROOMS = {
     "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "projections", "self_influence", "trace"),
     "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.index": ("Index", "index"),
+    "influence.logra": ("LoGra",),
     "influence.trak": ("Trak",),
     "influence.unrolled": ("Unrolled", "weigh"),
     "result": ("Accumulator", "FeatureScores", "InteractionScores", "Summary", "TrainingScores", "load"),

@@ -4,6 +4,7 @@
   gradients formed chunk by chunk.
 - :class:`Factored`: raw gradients of a layer applied once per example, as factors ``out_q in_q^T``; never formed.
 - :class:`Seen`: factored gradients through a response, as factors in the curvature's eigenbasis; never formed either.
+- :class:`Sketched`: gradients through a response in a projected space, where training gradients are projected too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from headwater.capture import BlockGradient, Outer
 from headwater.curvature import Vectors
+from headwater.curvature.projected import projected
 from headwater.linalg import Grid, Response, Split, Turned
+from headwater.linalg.projected import Projected
 
 
 class Side(Protocol):
@@ -141,6 +144,47 @@ class Seen:
         return all(bool(torch.isfinite(t).all()) for t in self.turned)
 
 
+@dataclass(frozen=True)
+class Sketched:
+    """Vectors through the response of a :class:`Projected` matrix: ``values`` (queries, k) in the projected space."""
+
+    matrix: Projected
+    values: Tensor
+
+    @classmethod
+    def of(cls, flow: Any, phi: Response, side: Side) -> Sketched:
+        """``phi`` of the flow's matrix applied to ``side``, a few queries at once."""
+        matrix, response = flow.matrix, flow.gain * phi(flow.matrix.spectrum.clamp_min(0))
+        step = max(1, 2**21 // max(1, side.part(slice(0, 1)).whole().numel()))
+        turned = torch.cat([matrix.rotate(side.part(slice(i, i + step)).whole()) for i in range(0, len(side), step)])
+        return cls(matrix, (turned * response.to(turned.dtype)) @ matrix.basis.to(turned.dtype).mT)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def _of(self, gradient: BlockGradient) -> Tensor:
+        parts = [BlockGradient(tuple(piece.part(rows) for piece in gradient.pieces)) for rows in gradient.parts()]
+        return torch.cat([projected(part, self.matrix.left, self.matrix.right) for part in parts]).to(self.values.dtype)
+
+    def dot(self, gradient: BlockGradient) -> Tensor:
+        return self.values @ self._of(gradient).mT
+
+    def paired(self, gradient: BlockGradient) -> Tensor:
+        return (self.values * self._of(gradient)).sum(1)
+
+    def part(self, rows: slice) -> Sketched:
+        return Sketched(self.matrix, self.values[rows])
+
+    def whole(self) -> Tensor:
+        return self.matrix.unproject(self.values)
+
+    def square_norms(self) -> Tensor:
+        return self.whole().flatten(1).square().sum(1)
+
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self.values).all())
+
+
 def is_rank_one(gradient: BlockGradient) -> bool:
     """Whether each example's gradient of this block is a single outer product."""
     only = gradient.pieces[0]
@@ -180,6 +224,10 @@ def respond(flow: Any, phi: Response, queries: Queries, tolerance: float) -> Que
     """``phi`` of the curvature applied to queries: to their factors where they are factored, whole elsewhere."""
     out: Queries = {}
     for name, side in queries.items():
+        inner = getattr(flow, "flows", {}).get(name)
+        if isinstance(getattr(inner, "matrix", None), Projected):
+            out[name] = Sketched.of(inner, phi, side)
+            continue
         response = _on_factors(flow, name, phi, tolerance) if isinstance(side, Factored) else None
         if response is not None:
             out[name] = Seen(response, response.turn(side.out, side.inner))
@@ -194,7 +242,7 @@ def _on_factors(flow: Any, name: str, phi: Response, tolerance: float) -> Split 
 
 def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
     """Inner products of several rows' query vectors with one batch: the whole ones stacked into one product."""
-    usable = [side if isinstance(side, Whole) or is_rank_one(gradient) else Whole(side.whole()) for side in sides]
+    usable = [side if isinstance(side, Whole | Sketched) or is_rank_one(gradient) else Whole(side.whole()) for side in sides]
     whole = [side.values for side in usable if isinstance(side, Whole)]
     stacked = iter(gradient.dot(torch.cat(whole)).split([len(w) for w in whole])) if whole else iter(())
     return [next(stacked) if isinstance(side, Whole) else side.dot(gradient) for side in usable]
