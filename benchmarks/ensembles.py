@@ -135,7 +135,7 @@ def judge(training: Training, place: Path, schemes: dict[str, Families]) -> dict
             lds = hw.evaluate.lds(values, bank, bootstrap=REDRAWN)
             cell = {"kind": scheme.kind, "models": scheme.models, "each": scheme.each, "lds": lds.mean, "low": lds.low, "high": lds.high, **facts}
             cell["storage"] = facts["weights"] + facts["kept"]
-            cell["minus"] = {other: paired(values, base, bank) for other, base in naive.items() if other != scheme.name and scheme.kind != NAIVE}
+            cell["minus"] = {other: paired(values, base, bank) for other, base in naive.items() if other != scheme.name}
             cells[name][scheme.name] = cell
     return {"facts": facts_of(training, place, bank), "cells": cells}
 
@@ -173,7 +173,7 @@ def small(training: Training) -> Training:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[t.name for t in TABLE], metavar="NAME", help="trainings: " + ", ".join(t.name for t in TABLE))
-    parser.add_argument("--quick", action="store_true", help="in miniature; results are printed and kept nowhere")
+    parser.add_argument("--quick", "--tiny", action="store_true", help="in miniature; results are printed and kept nowhere")
     parser.add_argument("--render", action="store_true", help="only write tables and figures again from the results")
     parser.add_argument("--remeasure", action="store_true", help="forget recorded runs, scores and costs first; retrained models are kept")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")

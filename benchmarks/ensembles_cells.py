@@ -86,16 +86,15 @@ def metered(piece: Piece, request: Request, work: Path, adapters: bool) -> dict[
     note.parent.mkdir(parents=True, exist_ok=True)
     begun = work / f"{home.name}.begun"
     begun.touch()
-    before, resident = size_of(home), reset_peak()
+    before, resident = used_by(home), reset_peak()
     started = time.process_time()
     piece.member.request(request)
     prepared = time.process_time()
     piece.make(request)
     ended = time.process_time()
-    kept = size_of(home) - before - piece.member.home.store.file(piece.name).stat().st_size
     facts = {
         "training": prepared - started if adapters else 0.0, "serving": ended - (prepared if adapters else started),
-        "kept": max(0, kept), "peak": peak() - resident, "member": piece.member.name,
+        "kept": used_by(home) - before, "peak": peak() - resident, "member": piece.member.name,
     }  # fmt: skip
     note.write_text(json.dumps(facts))
     begun.unlink()
@@ -105,9 +104,9 @@ def metered(piece: Piece, request: Request, work: Path, adapters: bool) -> dict[
 # --------------------------------------------------------------------------------------------------------------------- meters
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def used_by(run: Path) -> int:
+    """Bytes of all files of a run but the answers themselves."""
+    return sum(file.stat().st_size for file in run.rglob("*") if file.is_file() and file.relative_to(run).parts[0] != "members")
 
 
 def reset_peak() -> int:

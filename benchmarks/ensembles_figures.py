@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ensembles_schemes import BRIEF, CHECKPOINTS, CHOSEN, DROPOUT, EACH, ENSEMBLED, FLOORS, FORWARD, GRAD_DOT, LORA, MERGED, NAIVE, SOURCE, TRAK
+from ensembles_schemes import ADAPTED, BRIEF, CHECKPOINTS, CHOSEN, DROPOUT, EACH, ENSEMBLED, FLOORS, FORWARD, GRAD_DOT, LORA, MERGED, MODEL_FREE, NAIVE, SOURCE, TRAK
 from evidence_tables import signed, table, with_interval
 
 Results = dict[str, dict[str, Any]]
@@ -14,12 +15,60 @@ COSTS = {"training": "training (CPU s)", "serving": "serving (CPU s)", "storage"
 COLOURS = {TRAK: "#0072b2", SOURCE: "#d55e00", CHOSEN: "#009e73", GRAD_DOT: "#7f7f7f"}
 MARKS = {NAIVE: "o", DROPOUT: "s", EACH: "D", FORWARD: "^", LORA: "P", BRIEF: "p", MERGED: "X", CHECKPOINTS: "v"}
 REFERENCE = "5 models"
-SAVINGS = {"training": 0.8, "serving": 0.6, "storage": 0.8}  # up to: what Deng, Li, Zhang and Ma (2024) claim at the naive ensemble's LDS
 
 
 def render(results: Results) -> str:
     """All tables."""
-    return "\n\n".join([claims(results), *(training(name, found) for name, found in results.items())])
+    return "\n\n".join([advice(results), verdicts(results), claims(results), *(training(name, found) for name, found in results.items())])
+
+
+def advice(results: Results) -> str:
+    """The largest LDS within what one has: final weights only or a recorded training, so many models, so much time to serve."""
+    final = {NAIVE, DROPOUT, EACH, FORWARD}
+
+    def cheap(m: str, c: dict[str, Any], held: dict[str, Any]) -> bool:
+        return final_only(m, c) and c["models"] == 1 and c["serving"] <= 3 * held[GRAD_DOT]["one model"]["serving"]
+
+    def final_only(m: str, c: dict[str, Any]) -> bool:
+        return c["kind"] in final and m != SOURCE
+
+    rules: dict[str, Callable[[str, dict[str, Any], dict[str, Any]], bool]] = {
+        "no model at all": lambda m, c, held: m in MODEL_FREE,
+        "final weights of one model, at most 3 × the time of Grad-Dot": cheap,
+        "final weights of one model": lambda m, c, held: final_only(m, c) and c["models"] == 1,
+        "one recorded training": lambda m, c, held: c["kind"] not in ADAPTED and c["models"] == 1,
+        "one recorded training, adapters may be trained": lambda m, c, held: c["models"] == 1,
+        "two trainings": lambda m, c, held: c["models"] <= 2,
+        "five trainings": lambda m, c, held: c["models"] <= 5,
+        "as many as were measured": lambda m, c, held: True,
+    }
+    rows = []
+    for told, allowed in rules.items():
+        row = [told]
+        for found in results.values():
+            cells = [(c["lds"], m, s, c) for m, held in found["cells"].items() for s, c in held.items() if allowed(m, c, found["cells"])]
+            _, method, scheme, cell = max(cells, key=lambda item: item[0])
+            row.append(f"{method}, {scheme}: {with_interval(cell, 'lds')}, {cell['serving']:.2g} s")
+        rows.append(row)
+    return "### The largest LDS within what one has (and the CPU seconds of serving)\n\n" + table(["what there is", *results], rows)
+
+
+def verdicts(results: Results) -> str:
+    """At the LDS of five independent models, or not told apart from it: what was saved at most, and by what."""
+    rows = []
+    for name, found in results.items():
+        for method in (m for m in ENSEMBLED if m in found["cells"] and REFERENCE in found["cells"][m]):
+            cells = found["cells"][method]
+            equal = {s: c for s, c in cells.items() if REFERENCE in c["minus"] and c["minus"][REFERENCE]["high"] >= 0}
+            fewest = min((c["models"] for c in equal.values() if c["kind"] == NAIVE), default=5)
+            row = [name, method, with_interval(cells[REFERENCE], "lds"), str(min(fewest, 5))]
+            rivals = {s: c for s, c in equal.items() if c["kind"] != NAIVE}
+            for cost in COSTS:
+                best = min(rivals, key=lambda s: rivals[s][cost], default=None)
+                row.append("none" if best is None else f"{1 - rivals[best][cost] / cells[REFERENCE][cost]:+.0%}: {best} ({signed(rivals[best]['minus'][REFERENCE])})")
+            rows.append(row)
+    head = ["training", "method", f"LDS of {REFERENCE}", "models that do as well", *(f"{cost} saved at most" for cost in COSTS)]
+    return f"### At the LDS of {REFERENCE}: not told apart from it, or above\n\n" + table(head, rows)
 
 
 def claims(results: Results) -> str:

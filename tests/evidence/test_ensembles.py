@@ -44,7 +44,8 @@ def place(parts, small, tmp_path_factory):
     hw.evaluate.retrain(experiment, subsets, small.seeds, workers=1, directory=folder / "bank", progress=False)
     parts.main.record(small, folder, models=2)
     parts.main.choose(small, folder)
-    parts.cells.carry_out(small, folder, parts.schemes.TRAK, "plain", trak(parts), None)
+    for name, schemes in ((parts.schemes.TRAK, trak(parts)), *((name, trak(parts)[:1]) for name in (parts.schemes.GRAD_DOT, parts.schemes.RANDOM))):
+        parts.cells.carry_out(small, folder, name, "plain", schemes, None)
     return folder
 
 
@@ -95,13 +96,15 @@ def test_a_run_until_a_checkpoint_is_the_training_that_ended_there(parts, small,
 
 
 def test_judging_and_drawing(parts, small, place, tmp_path):
-    schemes = {parts.schemes.TRAK: {"plain": trak(parts)}}
+    schemes = {parts.schemes.TRAK: {"plain": trak(parts)}, **{name: {"plain": trak(parts)[:1]} for name in (parts.schemes.GRAD_DOT, parts.schemes.RANDOM)}}
     found = {"mnist-mlp": json.loads(json.dumps(parts.main.judge(small, place, schemes)))}
     cells = found["mnist-mlp"]["cells"]["TRAK"]
     assert list(cells) == ["one model", "2 models", "dropout, forward only, 1 × 2", "checkpoints, 1 × 2"]
     cheap = cells["checkpoints, 1 × 2"]
     assert cheap["minus"]["2 models"]["difference"] == pytest.approx(cheap["lds"] - cells["2 models"]["lds"])
     assert cheap["storage"] == cheap["weights"] + cheap["kept"]
+    floor = found["mnist-mlp"]["cells"]["random"]["one model"]
+    assert floor["training"] == floor["storage"] == 0 and abs(floor["lds"]) < 0.5
     text = parts.figures.render(found)
     assert text.count("checkpoints, 1 × 2") >= 2
     parts.figures.draw(found, tmp_path)
@@ -115,6 +118,21 @@ def test_savings_are_against_as_many_models_as_are_worth_the_same(parts):
     assert worth == pytest.approx([0, 1, 1.5, 2, 3.5, 5, float("inf")])
     assert [parts.figures.saving(8.0, naive, w, "serving") for w in (0.0, 1.0, 4.0, float("inf"))] == ["+20%", "+20%", "+80%", "+84%"]
     assert parts.figures.saving(20.0, naive, 1.0, "serving") == "-100%"
+
+
+def test_at_the_reference_s_lds_only_what_is_not_below_it_counts(parts):
+    s, f = parts.schemes, parts.figures
+
+    def cell(kind, models, cost, high):
+        costs = dict.fromkeys(("training", "serving", "storage"), cost)
+        minus = {} if high is None else {"5 models": {"difference": high - 0.1, "low": high - 0.2, "high": high}}
+        return {"kind": kind, "models": models, "lds": 0.4, "low": 0.3, "high": 0.5, "minus": minus, **costs}
+
+    cells = {"5 models": cell(s.NAIVE, 5, 50.0, None), "3 models": cell(s.NAIVE, 3, 30.0, 0.01), "one model": cell(s.NAIVE, 1, 10.0, -0.01)}
+    rivals = {"worse": cell(s.DROPOUT, 1, 5.0, -0.02), "as good": cell(s.LORA, 1, 20.0, 0.02), "as good, dearer": cell(s.LORA, 2, 60.0, 0.02)}
+    line = f.verdicts({"one": {"cells": {s.TRAK: {**cells, **rivals}}}}).splitlines()[-1]
+    assert line.count("+60%: as good (") == 3 and "| 3 |" in line
+    assert "| none | none | none |" in f.verdicts({"one": {"cells": {s.TRAK: {**cells, "worse": rivals["worse"]}}}})
 
 
 def test_the_transformer_is_causal_attends_as_torch_does_and_needs_no_fallback(parts):
