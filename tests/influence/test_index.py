@@ -449,6 +449,8 @@ def test_what_cannot_be_served_is_refused_by_name(painted, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             values(kept, asked, method)
+    with pytest.raises(InputError, match=r"kept the coordinates of EKFAC\(fisher='auto', seed=0"):
+        values(index(painted, dim=70), asked, hw.Influence(damping=0.1, curvature=hw.Diagonal()))
     with pytest.raises(QueryError, match="like those of the training examples"):
         values(kept, (torch.zeros(2, 7, dtype=torch.float64), torch.zeros(2, dtype=torch.long)), hw.GradDot())
     with pytest.raises(InputError, match="Index where a run belongs"):

@@ -90,6 +90,7 @@ def trace(
     damping: Annotated[float | None, typer.Option(min=0, help="influence: the damping; default: 1 / summed learning rates.", show_default=False)] = None,
     queries: Annotated[str, typer.Option(help="Examples of the experiment's test set: 0,3,5-9, all, wrong (misclassified) or worst (the ten lowest).")] = "0-9",
     top: Annotated[int, typer.Option(min=1, help="How many training examples to show each way.")] = 10,
+    index: Annotated[bool, typer.Option("--index", help="Answer from the index that `headwater index` built last, without the training data.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Save all scores; hw.load reads them.", show_default=False)] = None,
     html: Html = None,
 ) -> None:
@@ -102,7 +103,29 @@ def trace(
     """
     from headwater.cli.commands import trace_run
 
-    trace_run(run, experiment, name, method, segments, damping, queries, top, out, html)
+    trace_run(run, experiment, name, method, segments, damping, queries, top, index, out, html)
+
+
+@app.command()
+@screen.answering("the same command continues where it stopped")
+def index(
+    run: RunFolder,
+    experiment: Found = None,
+    name: Name = None,
+    segments: Annotated[int, typer.Option(min=1, help="How many segments to cut training into, as for trace --method source.")] = 3,
+    dim: Annotated[int | None, typer.Option(min=1, help="Numbers to keep of each example and segment; default: all.", show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or int8: smaller, and rounded; default: the model's own.", show_default=False)] = None,
+) -> None:
+    """Keep the training gradients, so that many questions can be answered soon.
+
+    Example: headwater index runs/mnist
+
+    Gradients are kept in the curvature's eigenbasis, where every method and damping is a multiplication. How far the answers are from
+    those of the run itself is measured and printed. Next: headwater trace RUN --index.
+    """
+    from headwater.cli.commands import index_run
+
+    index_run(run, experiment, name, segments, dim, dtype)
 
 
 @app.command()

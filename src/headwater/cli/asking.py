@@ -111,6 +111,17 @@ def _wrong(experiment: hw.Experiment, run: hw.Run) -> np.ndarray:
     return found
 
 
+def newest_index(run: hw.Run) -> hw.Index:
+    """The index of a run that was built last by ``headwater index``. Raises InputError where there is none."""
+    built = sorted((run.path / "index").glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
+    for file in reversed(built):
+        held = read_json(file)
+        segments = held["segments"] if isinstance(held["segments"], int) else tuple(held["segments"])
+        if held["estimate"] == repr(hw.EKFAC()):  # the estimate of every method of the command line
+            return hw.index(run, segments, dim=held["dim"], dtype=held["dtype"])
+    raise InputError(f"--index, and no index of {run.path}", "one that was built before", f"headwater index {run.path}")
+
+
 # ------------------------------------------------------------------------------------------------------ whose run is this?
 
 

@@ -52,6 +52,7 @@ def trace_run(
     damping: float | None,
     queries: str,
     top: int,
+    indexed: bool,
     out: Path | None,
     html: Path | None,
 ) -> None:
@@ -61,7 +62,8 @@ def trace_run(
     run = experiment.open(path)
     rows = asking.chosen(queries, experiment, run)
     asked = select(experiment.test, rows)
-    scores = replace(hw.trace(run, asked, method), query_names=tuple(f"test example {row}" for row in rows))
+    where = asking.newest_index(run) if indexed else run
+    scores = replace(hw.trace(where, asked, method), query_names=tuple(f"test example {row}" for row in rows))
     say(repr(scores))
     _show(scores, experiment, asked, top)
     if out is not None:
@@ -70,6 +72,14 @@ def trace_run(
     if html is not None:
         say(f"The page: {scores.to_html(html, Examples(asked, collate), Examples(experiment.train, collate), k=min(top, 12)).resolve()}")
     say(f"Next: headwater evaluate {path}, which measures how far this can be trusted")
+
+
+def index_run(path: Path, file: Path | None, name: str | None, segments: int, dim: int | None, dtype: str | None) -> None:
+    """``headwater index``."""
+    run = asking.recalled(path, file, name).open(path)
+    say(hw.index(run, segments, dim=dim, dtype=dtype).report())
+    say()
+    say(f"Next: headwater trace {path} --index")
 
 
 def _show(scores: hw.TrainingScores, experiment: hw.Experiment, asked: Any, top: int) -> None:

@@ -65,10 +65,16 @@ def tolerances(engine: Engine, tolerance: float | None) -> tuple[float, float]:
 
 
 def panels_for(index: Index, tables: list[Table]) -> None:
-    """Raise InputError where a table needs gradients that the index does not hold."""
+    """Raise InputError where a table needs gradients, or coordinates of them, that the index does not hold."""
     for table in tables:
         for row in table.rows:
             covering(row, index.panels)
+            if index.manifest["dim"] is not None and row.curvature is not None and repr(row.curvature.estimate) != index.manifest["estimate"]:
+                raise InputError(
+                    f"a method with {row.curvature.estimate!r}, of an index that kept the coordinates of {index.manifest['estimate']} alone",
+                    "the estimate in whose eigenbasis the index was built",
+                    "build one with that curvature=, or one that keeps all coordinates (dim=None)",
+                )
 
 
 def _work(index: Index, tables: list[Table]) -> list[tuple[int, list[Use]]]:
