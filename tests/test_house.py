@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 DOOR = [
     "Accumulator",
+    "Datamodel",
     "Dense",
     "Diagonal",
     "DropoutEnsemble",
@@ -40,6 +41,7 @@ DOOR = [
     "LoraEnsemble",
     "Query",
     "Recorder",
+    "Refine",
     "Representations",
     "Run",
     "Smooth",

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from headwater import audit, data, errors, evaluate, tasks
     from headwater.curvature import EKFAC, Dense, Diagonal
     from headwater.errors import HeadwaterError
+    from headwater.evaluate import Datamodel
     from headwater.features import Smooth, baselines, paths, quadrature, regions, targets
     from headwater.features.compare import compare_models
     from headwater.features.dataset import summarize
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
-    from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Representations, Source, TracIn, floors, projections
+    from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Refine, Representations, Source, TracIn, floors, projections
     from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.index import Index, index
     from headwater.influence.logra import LoGra
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EKFAC",
     "Accumulator",
+    "Datamodel",
     "Dense",
     "Diagonal",
     "DropoutEnsemble",
@@ -51,6 +53,7 @@ __all__ = [
     "LoraEnsemble",
     "Query",
     "Recorder",
+    "Refine",
     "Representations",
     "Run",
     "Smooth",
@@ -87,12 +90,13 @@ __version__ = "0.1.0"
 _ROOMS = {
     "curvature": ("EKFAC", "Dense", "Diagonal"),
     "errors": ("HeadwaterError",),
+    "evaluate": ("Datamodel",),
     "features": ("Smooth", "baselines", "paths", "quadrature", "regions", "targets"),
     "features.compare": ("compare_models",),
     "features.dataset": ("summarize",),
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
-    "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Source", "TracIn", "projections", "self_influence", "trace"),
+    "influence": ("KNNShapley", "Representations", "floors", "GradCos", "GradDot", "Influence", "Query", "Refine", "Source", "TracIn", "projections", "self_influence", "trace"),
     "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.index": ("Index", "index"),
     "influence.logra": ("LoGra",),

@@ -3,7 +3,8 @@
 >>> from headwater import evaluate
 >>> subsets = evaluate.halves(1000, 50, seed=0)
 
-``retrain`` makes the truth (a :class:`Bank`); ``lds``, ``paired`` and ``slope`` hold scores against it, ``against`` holds them against better scores;
+``retrain`` makes the truth (a :class:`Bank`), of which :class:`Datamodel` makes scores; ``lds``, ``paired`` and ``slope`` hold scores
+against it, ``against`` holds them against better scores;
 ``detection_curve`` asks whether suspicious examples are indeed mislabelled.
 
 Of explanations of inputs: ``completeness`` (do they sum?), ``deletion``, ``insertion``, ``removal``, ``comprehensiveness``, ``sufficiency`` (what happens
@@ -20,6 +21,7 @@ from headwater.evaluate.infidelity import Infidelity, SensitivityN, gaussian, in
 from headwater.evaluate.means import Mean
 from headwater.evaluate.mislabels import Detection, auroc, detection_curve
 from headwater.evaluate.randomisation import Randomisation, randomisation
+from headwater.evaluate.regression import Datamodel
 from headwater.evaluate.removal import Compared, Removal, Removals, comprehensiveness, deletion, insertion, removal, sufficiency
 from headwater.evaluate.retrain import retrain
 from headwater.evaluate.roar import Roar, roar
@@ -33,6 +35,7 @@ __all__ = [
     "Bank",
     "Compared",
     "Completeness",
+    "Datamodel",
     "Detection",
     "Infidelity",
     "Judged",

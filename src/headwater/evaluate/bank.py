@@ -7,7 +7,7 @@ and ``measurements/SUBSET-SEED.safetensors`` (one model's measurements, written 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from headwater.errors import InputError, RunError
 from headwater.evaluate.identity import differences
 from headwater.evaluate.jobs import Job
 from headwater.evaluate.subsets import Subsets
-from headwater.store import Store, read_json, write_json
+from headwater.store import Store, content_hash, read_json, write_json
 
 SCHEMA = 1
 
@@ -35,6 +35,8 @@ class Bank:
         directory: where it lies on disk, or None.
         seconds: training and measuring time of all models together.
         name: of the experiment.
+        facts: what the experiment is (see :func:`headwater.evaluate.identity.identity`), where it is known.
+        picked: which of the experiment's queries these are (:meth:`at`); None: all of them.
 
     Build one from your own retrained models with ``Bank(subsets, seeds, values, base)``.
     """
@@ -46,6 +48,8 @@ class Bank:
     directory: Path | None = None
     seconds: float = 0.0
     name: str | None = None
+    facts: dict[str, Any] | None = None
+    picked: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.subsets), len(self.seeds))
@@ -85,12 +89,34 @@ class Bank:
             raise InputError(
                 f"a bank with {len(whole)} complete subsets", "at least two", "call retrain again with the same arguments and directory: it continues"
             )
-        return Bank(self.subsets.take(whole), self.seeds, self.values[whole], self.base, self.directory, self.seconds, self.name)
+        return self.take(whole)
 
     def at(self, queries: Sequence[int] | np.ndarray) -> Bank:
         """The bank of some of the queries, in the order given."""
         ids = np.asarray(queries)
-        return Bank(self.subsets, self.seeds, self.values[:, :, ids], self.base[:, ids], self.directory, self.seconds, self.name)
+        picked = np.arange(self.queries) if self.picked is None else np.array(self.picked)
+        return replace(self, values=self.values[:, :, ids], base=self.base[:, ids], picked=tuple(int(i) for i in picked[ids]))
+
+    def take(self, subsets: Sequence[int] | np.ndarray) -> Bank:
+        """The bank of some of the subsets, in the order given."""
+        ids = np.asarray(subsets)
+        return replace(self, subsets=self.subsets.take(ids), values=self.values[ids])
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Bank, Bank]:
+        """Two banks without a subset in common, the first with ``fraction`` of them: what is fitted on one is judged by the other.
+
+        Raises InputError where a part would hold fewer than two subsets.
+        """
+        first = round(fraction * len(self.subsets))
+        if not 2 <= first <= len(self.subsets) - 2:
+            raise InputError(f"fraction={fraction} of {len(self.subsets)} subsets", "two subsets or more in each part", "retrain on more subsets, or use fraction=0.5")
+        order = np.random.default_rng(seed).permutation(len(self.subsets))
+        return self.take(np.sort(order[:first])), self.take(np.sort(order[first:]))
+
+    def marks(self) -> list[str]:
+        """A name for each subset, of the examples that it keeps and the experiment where that is known: equal ones are the same trainings."""
+        about = None if self.facts is None else {key: self.facts.get(key) for key in ("train", "task", "model", "code")}
+        return [content_hash(about, self.subsets.n, kept.tolist())[:16] for kept in map(np.asarray, self.subsets)]
 
     def __repr__(self) -> str:
         missing = int(self.finished.size - self.finished.sum())
@@ -168,7 +194,7 @@ class Shelf:
         seconds = sum(self.store.meta(f"measurements/{name}").get("seconds", 0.0) for name in found)
         nothing = np.full(self.manifest["experiment"]["test"]["examples"], np.nan)
         table = np.stack([found.get(job.name, nothing) for job in jobs]).reshape(len(subsets) + 1, len(seeds), -1)
-        return Bank(subsets, tuple(seeds), table[1:], table[0], self.path, seconds, self.manifest["name"])
+        return Bank(subsets, tuple(seeds), table[1:], table[0], self.path, seconds, self.manifest["name"], self.manifest["experiment"])
 
 
 def all_jobs(subsets: Subsets, seeds: Iterable[int]) -> list[Job]:

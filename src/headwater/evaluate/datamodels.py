@@ -6,6 +6,7 @@ another training set, another architecture, or the choice of seeds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -106,7 +107,8 @@ def lds(scores: Any, bank: Bank, *, bootstrap: int = 1000, seed: int = 0) -> LDS
 
     Args:
         scores: TrainingScores, or an array (queries, train).
-        bank: from :func:`retrain`. Subsets with missing trainings are left out.
+        bank: from :func:`retrain`. Subsets with missing trainings are left out. Scores that were fitted to some of its trainings
+            (:class:`Datamodel`) draw a warning: judge them by the other part of ``bank.split()``.
         bootstrap: redrawings for the interval. ``seed``: of the redrawings.
 
     Raises:
@@ -191,8 +193,15 @@ def slope(scores: Any, bank: Bank, *, bootstrap: int = 1000, seed: int = 0) -> S
 
 
 def _values(scores: Any, bank: Bank) -> np.ndarray:
-    """The scores as an array (queries, n) that fits the bank."""
+    """The scores as an array (queries, n) that fits the bank. Warns where they were fitted to trainings that are now to judge them."""
     values = array(scores)
+    known = set((getattr(scores, "provenance", None) or {}).get("fitted", ()))
+    if known and (shared := sum(mark in known for mark in bank.marks())):
+        warnings.warn(
+            f"{shared} of the {len(bank.subsets)} subsets of this bank are ones that these scores were fitted to: they are no judge of them. "
+            "Fit one part and judge by the other: fitted, judging = bank.split(); hw.Datamodel(fitted)",
+            stacklevel=4,
+        )
     if values.shape != (bank.queries, bank.subsets.n):
         raise InputError(
             f"scores of shape {values.shape}",
