@@ -69,6 +69,10 @@ class VectorFlow(Protocol):
 
     def carry(self, psi: Response) -> Callable[[Vectors], Vectors]: ...
 
+    def symmetric(self, f: Response) -> Callable[[Vectors], Vectors]:
+        """``f(M)`` itself, on vectors in the coordinates ``P^1/2 u`` in which M is symmetric."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blockwise:
@@ -92,6 +96,9 @@ class BlockwiseFlow:
 
     def carry(self, psi: Response) -> Callable[[Vectors], Vectors]:
         return self._each({n: f.carry(psi) for n, f in self.flows.items()})
+
+    def symmetric(self, f: Response) -> Callable[[Vectors], Vectors]:
+        return self._each({n: flow.matrix.map(f) for n, flow in self.flows.items()})
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,9 @@ class JointFlow:
 
     def carry(self, psi: Response) -> Callable[[Vectors], Vectors]:
         return self._through(self.inner.carry(psi))
+
+    def symmetric(self, f: Response) -> Callable[[Vectors], Vectors]:
+        return self._through(self.inner.matrix.map(f))
 
 
 def flatten(vectors: Vectors, shapes: dict[str, tuple[int, ...]]) -> Tensor:

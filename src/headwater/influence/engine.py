@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from headwater.capture import Capture
 from headwater.capture.stream import stream
-from headwater.curvature import Blockwise, Curvature, Point, Setting
-from headwater.curvature.estimate import VectorFlow
+from headwater.curvature import Blockwise, Curvature, GaussNewton, Point, Setting
+from headwater.curvature.estimate import VectorFlow, even_sample
 from headwater.errors import NotFinite
 from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
+from headwater.influence.refine import Note, RefinedFlow
 from headwater.linalg import Diagonal
 from headwater.store import content_hash
 from headwater.tasks.batches import Batch, to
 from headwater.tasks.code import task_identity
 from headwater.training import Run
+from headwater.training.adapters import refuse_untrained
 
 CACHE = 2**30  # bytes of checkpoints kept in memory
 
@@ -39,12 +41,15 @@ class Engine:
     _states: dict[Weights, dict[str, Tensor]] = field(default_factory=dict)
     _curvatures: dict[Fit, Curvature] = field(default_factory=dict)
     _flows: dict[tuple[Fit | None, Pace | None, int], VectorFlow] = field(default_factory=dict)
+    notes: dict[Row, list[Note]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, run: Run, batch_size: int | None) -> Engine:
         """Build the model, load the final weights, and prove per-example gradients on each stage's first two examples."""
         model = run.model()
         model.load_state_dict(_finite(run.weights(run.checkpoints[-1]), run.checkpoints[-1]), strict=False)
+        refuse_untrained(model, f"at the final weights of {run.path}")
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         trained = tuple(n for n in names if any(n in stage.trainable for stage in run.stages))
         group = {n: tuple(_group(stage, n) for stage in run.stages) for n in trained}
@@ -124,6 +129,38 @@ class Engine:
             decay, decoupled = self._decays(row)
             self._flows[key] = curvature.flow(self._gains(row.pace), decay, decoupled)
         return self._flows[key]
+
+    def refined(self, row: Row) -> RefinedFlow:
+        """As :meth:`flow`, of the curvature itself: known by its products, begun from and preconditioned by the estimate."""
+        assert row.curvature is not None and row.refine is not None
+        shapes = {name: block.shape for name, block in self.capture.blocks.items()}
+        like = next(self.model.parameters())
+
+        def flat(values: dict[str, Any]) -> Tensor:
+            parts = [torch.as_tensor(values[n], device=self.run.device).to(like.dtype).expand(s).reshape(-1) for n, s in shapes.items()]
+            return torch.cat(parts)
+
+        decay, decoupled = self._decays(row)
+        estimate = row.curvature.estimate
+        points = tuple(self._point(stage, weights) for stage, weights in row.curvature.at)
+        setting = Setting(self.capture, self.batch_size, self.run.device, self.advance)
+        product = GaussNewton(points, setting, getattr(estimate, "fisher", "auto"), getattr(estimate, "seed", 0), row.refine.examples)
+        key = content_hash(self._key(row.curvature), repr(row), self.batch_size)
+        diagonal = flat(self._gains(row.pace)), flat(decay), flat(decoupled)
+        return RefinedFlow(lambda: self.flow(row), product, shapes, *diagonal, row.refine, key, self.run.store, self.notes.setdefault(row, []), self.kept)
+
+    def refining(self, row: Row) -> int:
+        """Examples that pass through the model to refine one query's vector in this row: at most."""
+        if row.refine is None or row.curvature is None:
+            return 0
+        return row.refine.steps * sum(len(even_sample(self.run.stages[stage].size, row.refine.examples)) for stage, _ in row.curvature.at)
+
+    def forget(self) -> None:
+        """The scores are handed out: refined products that were kept for resuming have done their duty."""
+        for name in self.kept:
+            if self.run.store.has(name):
+                self.run.store.delete(name)
+        self.kept.clear()
 
     def _share(self, pace: Pace | None) -> dict[str, float]:
         """Each block's summed learning rate relative to the largest: 1 everywhere for one learning rate, 0 where nothing moved."""

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from headwater.curvature import EKFAC, Estimate
 from headwater.errors import InputError, RunError
+from headwater.influence.refine import Refine
 from headwater.influence.responses import Accumulated, Constant, DampedInverse, Surviving
 from headwater.linalg import Response
 from headwater.training import Run, Segment, segments
@@ -40,7 +41,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a method's table. ``time`` is in units of the largest summed learning rate of ``pace``."""
+    """One row of a method's table. ``time`` is in units of the largest summed learning rate of ``pace``. ``refine``: apply phi and psi to
+    the exact curvature, by iterations that begin at ``curvature``."""
 
     stage: int
     at: tuple[Weights, ...]
@@ -50,6 +52,7 @@ class Row:
     curvature: Fit | None = None
     pace: Pace | None = None
     examples: int | None = None
+    refine: Refine | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class Influence:
             learning rates``, the damping that stopping training when it was stopped amounts to. With Adam that default damps
             in the preconditioned geometry: ``(H + P^-1 / t)^-1``.
         curvature: how H is estimated.
+        refine: a :class:`headwater.Refine`, or a number of steps: the inverse of the Gauss-Newton matrix itself instead of an
+            estimate's. The damping must be above 0.
 
     Exact at the optimum of a convex objective. On a run of several stages H is that of all stages' data together.
 
@@ -141,6 +146,7 @@ class Influence:
 
     damping: float | tuple[float, ...] | None = None
     curvature: Estimate = EKFAC()
+    refine: Refine | int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.damping, list):
@@ -148,6 +154,8 @@ class Influence:
         values = self.damping if isinstance(self.damping, tuple) else (self.damping,)
         if not values or any(v is not None and v < 0 for v in values):
             raise InputError(f"damping={self.damping!r}", "a number of at least 0, a non-empty sweep of them, or None", "leave it out for the default 1/(eta K)")
+        if Refine.of(self.refine, self.curvature) is not None and 0 in values:
+            raise InputError("refine= with damping=0", "a damping above 0: the Gauss-Newton matrix alone may have no inverse", "leave damping= out for the default")
 
     def sweep(self) -> tuple[Influence, ...]:
         """One method per damping."""
@@ -162,8 +170,9 @@ class Influence:
         pace = default_pace(run) if self.damping is None else None
         damping = self.damping if pace is None else 1.0 / total_rate(run, pace)
         phi = DampedInverse(float(damping))  # type: ignore[arg-type]
-        rows = tuple(Row(stage.index, (_final(run),), phi, curvature=fit, pace=pace, examples=total) for stage in run.stages)
-        name = f"Influence(damping={damping:.3g})"
+        refine = Refine.of(self.refine, self.curvature)
+        rows = tuple(Row(stage.index, (_final(run),), phi, curvature=fit, pace=pace, examples=total, refine=refine) for stage in run.stages)
+        name = f"Influence(damping={damping:.3g}{_refined(refine)})"
         return Table(name, rows, MEASUREMENT)
 
 
@@ -184,6 +193,8 @@ class Source:
         average: "gradients": one pass per checkpoint; "parameters": one pass per segment at the mean of its checkpoints'
             weights (FAST-SOURCE), about C/L times cheaper.
         curvature: how H_l is estimated.
+        refine: a :class:`headwater.Refine`, or a number of steps: F and S of the Gauss-Newton matrix itself instead of an estimate's, by
+            products with it. Under Adam P is not approximated then.
 
     Optimizers: effective rates count clipping and, for momentum (Nesterov too), ``1/(1 - beta)``; weight decay in the gradient is
     part of the objective's Hessian. For Adam and AdamW the segment contracts by ``P^1/2 H P^1/2`` with ``P = 1/(sqrt(v) + eps)``
@@ -192,14 +203,16 @@ class Source:
     as fixed: that removing an example also changes v is ignored. AdamW's decoupled decay is added to the contracting matrix.
 
     >>> Source(segments=3, average="parameters")
-    Source(segments=3, average='parameters', curvature=EKFAC(fisher='auto', seed=0, examples=None))
+    Source(segments=3, average='parameters', curvature=EKFAC(fisher='auto', seed=0, examples=None), refine=None)
     """
 
     segments: int | tuple[int, ...] = 3
     average: str = "gradients"
     curvature: Estimate = EKFAC()
+    refine: Refine | int | None = None
 
     def __post_init__(self) -> None:
+        Refine.of(self.refine, self.curvature)
         if isinstance(self.segments, list):
             object.__setattr__(self, "segments", tuple(self.segments))
         if self.average not in ("gradients", "parameters"):
@@ -210,7 +223,7 @@ class Source:
 
     def plan(self, run: Run) -> Table:
         rows = tuple(self._row(run, segment) for segment in segments(run, self.segments))
-        return Table(f"Source(segments={self.segments}, average={self.average!r})", rows, MEASUREMENT)
+        return Table(f"Source(segments={self.segments}, average={self.average!r}{_refined(Refine.of(self.refine, self.curvature))})", rows, MEASUREMENT)
 
     def _row(self, run: Run, segment: Segment) -> Row:
         steps = tuple(segment.checkpoints)
@@ -219,7 +232,12 @@ class Source:
         pace = Pace(segment.start, segment.stop, steps if adaptive else ())
         time = total_rate(run, pace)
         fit = Fit(self.curvature, tuple((segment.stage, weights) for weights in at))
-        return Row(segment.stage, at, Accumulated(time), psi=Surviving(time), curvature=fit, pace=pace)
+        return Row(segment.stage, at, Accumulated(time), psi=Surviving(time), curvature=fit, pace=pace, refine=Refine.of(self.refine, self.curvature))
+
+
+def _refined(refine: Refine | None) -> str:
+    """What a table's name says of refinement."""
+    return "" if refine is None else f", refine={refine.steps}"
 
 
 def total_rate(run: Run, pace: Pace) -> float:

@@ -126,6 +126,12 @@ class QuerySide:
     def _respond(self, use: Use) -> Queries:
         row = use.row
         u = self.carried[use.method] if row.query_at is None else query_gradients(self.engine, self.asked, row.query_at, self.rows)
+        if row.refine is not None:
+            psi = row.psi if use.index > 0 else None
+            seen, carried = self.engine.refined(row).solve(row.phi, psi, len(next(iter(u.values()))), lambda rows: {n: side.part(rows).whole() for n, side in u.items()})
+            if carried is not None:
+                self.carried[use.method] = {n: Whole(v) for n, v in carried.items()}
+            return {n: Whole(v) for n, v in seen.items()}
         flow = self.engine.flow(row)
         if row.psi is not None and use.index > 0:
             self.carried[use.method] = through(flow.carry(row.psi), u)

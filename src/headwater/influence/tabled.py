@@ -17,8 +17,9 @@ from headwater.influence.engine import Engine
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.methods import Method, Table
 from headwater.influence.queries import Asked, ask, check
+from headwater.influence.refine import told
 from headwater.influence.request import SCORES, Parts, Request, Scorer
-from headwater.influence.scoring import QuerySide, passes, query_gradients, score_pass
+from headwater.influence.scoring import QuerySide, Use, passes, query_gradients, score_pass
 from headwater.influence.vectors import is_rank_one
 from headwater.report.numbers import duration
 from headwater.result import TrainingScores
@@ -46,14 +47,17 @@ class Plan:
     batch_size: int
     seconds: float
     coverage: dict[str, int]
+    refined: int = 0
+    """Examples passed through the model for products with the exact curvature, once for each query's vector: at most."""
 
     def __str__(self) -> str:
         rules = ", ".join(f"{count:,} by {rule}" for rule, count in sorted(self.coverage.items(), key=lambda item: -item[1]))
         chunks = f" in each of {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""
+        refined = f", and at most {self.refined:,} for refinement" if self.refined else ""
         memory = f"queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}"
         lines = (
             f"{len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients{chunks}",
-            f"{self.examples:,} example gradients in all, about {duration(self.seconds)} by one timed batch; batches of {self.batch_size}",
+            f"{self.examples:,} example gradients in all{refined}, about {duration(self.seconds)} by one timed batch; batches of {self.batch_size}",
             f"memory: {memory}",
             f"parameters: {rules}",
         )
@@ -142,6 +146,7 @@ def _carried_out(engine: Engine, tables: list[Table], plan: Plan, job: Job, work
     with _progress(engine, plan, show, job):
         guarded(job, work)
     job.finish()
+    engine.forget()
     cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
     return [_result(table, scores, names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
 
@@ -184,7 +189,8 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
     chunk = int(max(1, min(asked.count, memory // max(1, width))))
     chunks = -(-asked.count // chunk)
     streamed = sum(run.stages[stage].size for stage, _ in work) * (1 if paired else chunks)
-    fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None}
+    fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None and (row.refine is None or row.refine.preconditioned)}
+    refined = asked.count * sum(engine.refining(row) for row in {row for table in tables for row in table.rows})
     factors = sum(b.size + (b.shape[1] ** 2 + b.shape[2] ** 2) * b.shape[0] * b.matrix if b.matrix else b.size for b in engine.capture.blocks.values())
     coverage: dict[str, int] = {}
     sizes = {n: p.numel() for n, p in engine.model.named_parameters(remove_duplicate=False)}
@@ -203,8 +209,9 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
         factor_bytes=4 * factors * len(fits),
         score_bytes=4 * asked.count * run.size * len(tables),
         batch_size=engine.batch_size,
-        seconds=examples * engine.seconds_per_example,
+        seconds=(examples + refined) * engine.seconds_per_example,
         coverage=coverage,
+        refined=refined,
     )
 
 
@@ -218,7 +225,12 @@ def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
     whole = {n: block.size for n, block in engine.capture.blocks.items()}
     light = sum(2 * sum(engine.capture.blocks[n].shape[1:]) if n in factored else size for n, size in whole.items())
     last = [max(range(len(table.rows)), key=lambda r: max(table.rows[r].at[-1])) for table in tables]
-    loads = [sum(light if use.index == last[use.method] or use.row.psi is None else sum(whole.values()) for use in uses) for uses in passes(tables, engine).values()]
+
+    def load(use: Use) -> int:
+        raw = use.row.refine is None and (use.index == last[use.method] or use.row.psi is None)
+        return light if raw else sum(whole.values())
+
+    loads = [sum(map(load, uses)) for uses in passes(tables, engine).values()]
     # while a query is carried, it is there before and after: twice, unless it was still raw
     carried = sum(whole.values()) * sum(min(2, sum(row.psi is not None for row in table.rows[1:])) for table in tables)
     return number * (max(loads) + carried + light)
@@ -235,7 +247,8 @@ class _progress:
             print(self.plan, file=sys.stderr)
             if self.job.resumed:
                 print("headwater: resuming interrupted work", file=sys.stderr)
-        self.bar = tqdm(total=self.plan.examples, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
+        total = self.plan.examples + self.plan.refined
+        self.bar = tqdm(total=total, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
         self.engine.advance = self.bar.update
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -256,4 +269,7 @@ def _result(table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, c
         "coverage": engine.capture.coverage,
         "cost": cost,
     }
+    notes = [note for row in table.rows for note in engine.notes.get(row, ())]
+    if notes:
+        provenance["refined"] = told(notes)
     return TrainingScores(values=scores.numpy(), stderr=None, method=table.name, unit=table.unit, query_names=names, provenance=provenance)
