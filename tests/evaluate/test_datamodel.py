@@ -96,7 +96,7 @@ def test_standard_errors_cover_also_where_subsets_are_few(count):
     assert np.isfinite(found.values).all() and np.isfinite(found.stderr).all() and found.stderr.min() > 0
     off = (found.values - effects) / found.stderr
     assert 0.9 < off.std() < (1.4 if count == 15 else 1.15)  # they take the penalty as given: from few subsets it is uncertain too
-    assert count > 15 or found.stderr.mean() > 0.8  # 15 subsets say next to nothing of 40 examples: nearly the prior's width
+    assert count > 15 or found.stderr.mean() > 0.6  # 15 subsets say little of 40 examples: most of the width of effects is left
 
 
 def test_measurements_that_depend_on_nobody_are_told():
