@@ -161,6 +161,8 @@ def test_scores_are_the_mean_of_members_with_the_error_of_a_mean(run, method):
     assert close(found.values, each.mean(0), 1e-12)
     assert close(found.stderr, each.std(0, ddof=1) / 3**0.5, 1e-9) and found.stderr.min() > 0
     assert close(values(run, method=lora(method, members=3), batch_size=7), found.values, 1e-9)
+    if not isinstance(method, hw.GradCos):
+        assert close(values(run, [hw.Query("all", ASKED)], lora(method, members=3))[0], found.values.sum(0), 1e-9)
 
 
 def test_more_members_cost_only_themselves_and_give_the_same_bits(run, tmp_path, monkeypatch):

@@ -231,6 +231,7 @@ def test_targets_are_names_ends_of_names_patterns_or_the_last_layers(targets, na
     ("targets", "rank", "said"),
     [
         ("c_attn", None, r"targets='c_attn', which matches no layer\n.*\['body.fc1', 'body.fc2', 'head'\]"),
+        ("ead", None, "targets='ead'"),
         (("head", "fc?"), None, r"targets='fc\?'"),
         ((), None, r"targets=\[\]"),
         (0, None, "targets=0"),
