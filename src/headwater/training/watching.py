@@ -86,8 +86,13 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """The norm of all gradients together, as the optimizer meets them (clipped and unscaled); None where there are none."""
     found = [p.grad.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     flat = [g.coalesce().values() if g.is_sparse else g for g in found]
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)).to(flat[0].device) for g in flat]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
+    if not flat:
+        return None
+    if all(g.dtype in (torch.float32, torch.float64) for g in flat):
+        norms = torch._foreach_norm(flat)  # one call for all of them, as torch's own clipping does
+    else:
+        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in flat]
+    return torch.linalg.vector_norm(torch.stack([norm.to(flat[0].device, torch.float64) for norm in norms]))
 
 
 def _settings(groups: list[dict[str, Any]], step: int) -> np.ndarray:

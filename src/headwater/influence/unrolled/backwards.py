@@ -217,10 +217,10 @@ class Backwards:
             wanted = np.flatnonzero((numbers >= rows.start) & (numbers < rows.stop))
             for some in np.array_split(wanted, -(-len(wanted) // AT_ONCE)) if len(wanted) else ():
                 batch = to(examples.batch(some), self.run.device)
-                leaves = {n: t.detach().requires_grad_() for n, t in final.weights.items()}
                 buffers = {n: t.detach().clone().requires_grad_(n in statistics) for n, t in final.buffers.items()}
-                with torch.enable_grad(), written_out(player.model):
-                    values = per_example(player.evaluate(asked.measure, leaves, buffers, batch), batch, "measure")
+                leaves = player.place(final.weights, buffers, final.weights)
+                with torch.enable_grad(), written_out(player.model, bool(statistics)):
+                    values = per_example(asked.measure(player.model, batch), batch, "measure")
                 inputs = {**leaves, **{n: buffers[n] for n in statistics}}
                 mine = torch.as_tensor(numbers[some] - rows.start, device=values.device)
                 present, place = mine.unique(return_inverse=True)

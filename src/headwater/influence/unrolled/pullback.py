@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import GradientError
-from headwater.training.replay import Graph, Moments, Move, Player, State, Terms, twice_differentiable
+from headwater.training.replay import Bundle, Graph, Moments, Move, Player, State, Terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,22 +61,35 @@ class Pulled:
 def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Terms | None = None, lanes: int | None = None) -> Pulled:
     """One step backwards from ``after``; ``state``: as ``player.begin`` gives it. ``lanes``: how many queries pass the graph at once."""
     values, graph = _gradient(player, state, move, terms)
-    weights, moments, pulls = dict(after.weights), dict(after.moments), {}
-    for name, g in values.items():
-        rule, count = move.rule_of(name), state.counts.get(name, 0) + 1
-        held = state.moments.get(name) or rule.empty(state.weights[name])
-        cotangents = after.moments.get(name) or {key: torch.zeros_like(weights[name]) for key in held}
-        weights[name], moments[name], pulls[name] = rule.backward(state.weights[name], held, count, g, weights[name], cotangents)
+    weights, moments = dict(after.weights), dict(after.moments)
+    pulls: dict[str, Tensor] = {}
+    for rule, count, bundle in player.bundles(state, move, values):
+        held, g = player.held(state, rule, bundle), None if rule.linear else bundle.join({n: t for n, t in values.items() if t is not None})
+        upon, cotangents = bundle.join(after.weights), _upon_moments(after, bundle, held)
+        upon, new, pulled = rule.backward(bundle.join(state.weights), held, count, g, upon, cotangents)
+        weights.update(bundle.split(upon))
+        pulls.update(bundle.split(pulled))
+        split = {key: bundle.split(t) for key, t in new.items()}
+        moments.update({n: {key: found[n] for key, found in split.items()} for n in bundle.shapes})
     statistics, scores = dict(after.statistics), []
     for part in reversed(move.parts):
         graph = graph or player.graph(state, move, part, terms)
-        upon, weighted, statistics = _through(graph, pulls, statistics, after.queries, lanes)
-        for name, t in upon.items():
+        more, weighted, statistics = _through(graph, pulls, statistics, after.queries, lanes)
+        for name, t in more.items():
             weights[name] = weights[name] + t
         if move.moved:
             scores.append((part.start, part.stop, weighted))
         graph = None
     return Pulled(Cotangent(weights, {} if move.begins else moments, statistics), scores[::-1])
+
+
+def _upon_moments(after: Cotangent, bundle: Bundle, held: Moments) -> Moments:
+    """The cotangents of a bundle's moments; 0 where nothing came back to them yet."""
+
+    def of(name: str, key: str) -> Tensor:
+        return after.moments[name][key] if name in after.moments else torch.zeros_like(after.weights[name])
+
+    return {key: bundle.join({n: of(n, key) for n in bundle.shapes}) for key in held}
 
 
 def _gradient(player: Player, state: State, move: Move, terms: Terms | None) -> tuple[dict[str, Tensor | None], Graph | None]:
@@ -135,19 +148,20 @@ def prove_twice(gradients: Iterable[Tensor]) -> None:
 def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], lanes: int) -> list[Tensor | None]:
     """``d <outputs, cotangent> / d inputs`` for each cotangent (their leading axis), ``lanes`` of them at once. The graph is freed."""
     count = len(cotangents[0])
-    parts = []
+    parts: list[list[Tensor | None]] = []
     try:
-        with twice_differentiable():
-            for start in range(0, count, lanes):
-                some, keep = slice(start, min(start + lanes, count)), start + lanes < count
-                if some.stop - start == 1:
-                    one = torch.autograd.grad(list(outputs), list(inputs), [c[start] for c in cotangents], allow_unused=True, retain_graph=keep)
-                    parts.append([None if t is None else t.unsqueeze(0) for t in one])
-                else:
-                    many = [c[some] for c in cotangents]
-                    parts.append(list(torch.autograd.grad(list(outputs), list(inputs), many, allow_unused=True, retain_graph=keep, is_grads_batched=True)))
+        for start in range(0, count, lanes):
+            some, keep = slice(start, min(start + lanes, count)), start + lanes < count
+            if some.stop - start == 1:
+                one = torch.autograd.grad(list(outputs), list(inputs), [c[start] for c in cotangents], allow_unused=True, retain_graph=keep)
+                parts.append([None if t is None else t.unsqueeze(0) for t in one])
+            else:
+                many = [c[some] for c in cotangents]
+                parts.append(list(torch.autograd.grad(list(outputs), list(inputs), many, allow_unused=True, retain_graph=keep, is_grads_batched=True)))
     except RuntimeError as error:
         if not any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
             raise
         raise _once(str(error).splitlines()[0]) from error
-    return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    return [None if column[0] is None else torch.cat([t for t in column if t is not None]) for column in zip(*parts, strict=True)]

@@ -4,6 +4,23 @@ from headwater.training.replay.player import Gradient, Graph, Player, Terms, as_
 from headwater.training.replay.replay import Replay
 from headwater.training.replay.script import Move, Part, Script
 from headwater.training.replay.state import State
-from headwater.training.replay.updates import Adam, Moments, Rule, Sgd
+from headwater.training.replay.updates import Adam, Bundle, Moments, Rule, Sgd
 
-__all__ = ["Adam", "Gradient", "Graph", "Moments", "Move", "Part", "Player", "Replay", "Rule", "Script", "Sgd", "State", "Terms", "as_recorded", "twice_differentiable"]
+__all__ = [
+    "Adam",
+    "Bundle",
+    "Gradient",
+    "Graph",
+    "Moments",
+    "Move",
+    "Part",
+    "Player",
+    "Replay",
+    "Rule",
+    "Script",
+    "Sgd",
+    "State",
+    "Terms",
+    "as_recorded",
+    "twice_differentiable",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.errors import NotFinite
@@ -20,7 +19,7 @@ from headwater.training.experiment import settled
 from headwater.training.replay.norms import tracked, written_out
 from headwater.training.replay.script import Move, Part, Script
 from headwater.training.replay.state import State
-from headwater.training.replay.updates import Sgd
+from headwater.training.replay.updates import Bundle, Moments, Rule, Sgd, bundles
 from headwater.training.run import Run, Stage
 
 Terms = Callable[[Task, nn.Module, Batch], Tensor]
@@ -60,19 +59,8 @@ class Graph:
     after: dict[str, Tensor]
 
 
-class _Objective(nn.Module):
-    """A loss as the forward of a module, so that ``functional_call`` can place weights and buffers."""
-
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Tensor]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.function(self.model, batch)
-
-
 class Player:
-    """Plays the moves of a :class:`Script`. Between calls nothing is remembered but the model's mode."""
+    """Plays the moves of a :class:`Script`. Between calls only the model remembers what was placed in it."""
 
     def __init__(self, run: Run, script: Script) -> None:
         self.run, self.script, self.device = run, script, run.device
@@ -81,6 +69,8 @@ class Player:
         self.norms = tracked(self.model)
         self._mode: frozenset[str] | bool | None = False
         self._modules = dict(self.model.named_modules())
+        self._parameters = {n: p for n, p in self.model.named_parameters() if n in self.names}
+        self._homes = {n: (self._modules[n.rpartition(".")[0]], n.rpartition(".")[2]) for n, _ in self.model.named_buffers()}
         self.idle: dict[int, frozenset[str]] = {}  # parameters that took no part in a step, of the steps played so far
 
     # -- states ----------------------------------------------------------------------------------------------------------------
@@ -113,15 +103,29 @@ class Player:
     def step(self, state: State, move: Move, gradient: Gradient) -> State:
         """The state after a move (``state``: as :meth:`begin` gives it)."""
         weights, moments, counts = dict(state.weights), dict(state.moments), dict(state.counts)
-        for name, g in gradient.values.items() if move.moved else ():
-            rule = move.rule_of(name)
+        for rule, count, bundle in self.bundles(state, move, gradient.values) if move.moved else ():
+            held = self.held(state, rule, bundle)
+            after, new = rule.forward(bundle.join(state.weights), held, count, bundle.join(gradient.values))
+            weights.update(bundle.split(after))
             if not isinstance(rule, Sgd) or rule.momentum:
-                counts[name] = counts.get(name, 0) + 1
-                held = moments.get(name) or rule.empty(weights[name])
-                weights[name], moments[name] = rule.forward(weights[name], held, counts[name], g)
-            else:
-                weights[name], _ = rule.forward(weights[name], {}, 1, g)
+                counts.update(dict.fromkeys(bundle.shapes, count))
+                split = {key: bundle.split(t) for key, t in new.items()}
+                moments.update({n: {key: found[n] for key, found in split.items()} for n in bundle.shapes})
         return State(move.step, weights, gradient.buffers, moments, counts)
+
+    def bundles(self, state: State, move: Move, names: Iterable[str]) -> Iterator[tuple[Rule, int, Bundle]]:
+        """The parameters of a move by their rule and the number of this step for them (from 1)."""
+        rules = {n: rule for rule, group in zip(move.rules, move.stage.optimizer.groups, strict=True) for n in group.names}
+        for bundle in bundles(names, lambda n: (rules[n], state.counts.get(n, 0)), state.weights):
+            first = next(iter(bundle.shapes))
+            yield rules[first], state.counts.get(first, 0) + 1, bundle
+
+    def held(self, state: State, rule: Rule, bundle: Bundle) -> Moments:
+        """What the optimizer remembers of a bundle; nothing yet where it never moved it."""
+        first = next(iter(bundle.shapes))
+        if first not in state.moments:
+            return rule.empty(bundle.join(state.weights))
+        return {key: bundle.join({n: state.moments[n][key] for n in bundle.shapes}) for key in state.moments[first]}
 
     # -- gradients -------------------------------------------------------------------------------------------------------------
 
@@ -134,12 +138,11 @@ class Player:
         total: dict[str, Tensor] = {}
         buffers, loss = state.buffers, 0.0
         for part in move.parts:
-            leaves = {n: t.detach().requires_grad_(n in move.stage.trainable) for n, t in state.weights.items()}
             passed = {n: t.clone() for n, t in buffers.items()}
+            wanted = self.place(state.weights, passed, move.stage.trainable)
             with self._setting(move, part):
-                found = self.call(move.stage, leaves, passed, self.batch(move, part), terms)
+                found = self.call(move.stage, self.batch(move, part), terms)
                 reduced = _reduced(found, move, part, None if weights is None else weights[part.start : part.stop])
-                wanted = {n: t for n, t in leaves.items() if t.requires_grad}
                 gradients = torch.autograd.grad(reduced, list(wanted.values()), allow_unused=True) if reduced.requires_grad else [None] * len(wanted)
             for n, g in zip(wanted, gradients, strict=True):
                 if g is not None:
@@ -158,28 +161,32 @@ class Player:
         """The examples of a part, on the device."""
         return to(move.stage.data.batch(move.ids[part.start : part.stop]), self.device)
 
-    def call(self, stage: Stage, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch, terms: Terms | None = None) -> Tensor:
-        """The task's losses (n,) of a batch, or their terms (n, terms), under given weights and buffers."""
-        task = stage.task
-        function = task.loss if terms is None else lambda model, b: terms(task, model, b)
-        return self.evaluate(function, weights, buffers, batch)
+    def place(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
+        """Put weights and buffers into the model; of its parameters those in ``wanted``, which now require gradients (the others do not).
+        Buffers are the given tensors themselves, so a pass in training mode writes to them."""
+        for name, parameter in self._parameters.items():
+            parameter.data = weights[name]
+            parameter.requires_grad_(name in wanted)
+        for name, tensor in buffers.items():
+            module, leaf = self._homes[name]
+            module._buffers[leaf] = tensor
+        return {n: p for n, p in self._parameters.items() if p.requires_grad}
 
-    def evaluate(self, function: Callable[[nn.Module, Batch], Tensor], weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """``function(model, batch)`` under given weights and buffers."""
-        values = {f"model.{n}": t for n, t in (*weights.items(), *buffers.items())}
-        return functional_call(_Objective(self.model, function), values, (batch,), tie_weights=True)
+    def call(self, stage: Stage, batch: Batch, terms: Terms | None = None) -> Tensor:
+        """The task's losses (n,) of a batch, or their terms (n, terms), under the placed weights and buffers."""
+        return stage.task.loss(self.model, batch) if terms is None else terms(stage.task, self.model, batch)
 
     # -- graphs ----------------------------------------------------------------------------------------------------------------
 
     def graph(self, state: State, move: Move, part: Part, terms: Terms | None = None) -> Graph:
         """A part's contribution to the step's gradient (clipped by the recorded factor, which counts as constant), with its graph."""
-        leaves = {n: t.detach().requires_grad_() for n, t in state.weights.items()}
         buffers = {n: t.clone() for n, t in state.buffers.items()}
         statistics = self.statistics if self._trains_norms(part) else ()
         for n in statistics:
             buffers[n].requires_grad_()
+        leaves = self.place(state.weights, buffers, state.weights)
         with self._setting(move, part), twice_differentiable(), written_out(self.model, bool(statistics)) as after:
-            found = self.call(move.stage, leaves, buffers, self.batch(move, part), terms)
+            found = self.call(move.stage, self.batch(move, part), terms)
             found = found if found.ndim == 2 else found.unsqueeze(1)
             weights = torch.ones_like(found, requires_grad=True)
             total = (weights * found).sum() * (move.scale * move.clip)

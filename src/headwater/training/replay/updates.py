@@ -10,6 +10,7 @@ with g' = g + wd θ, or (AdamW, Loshchilov & Hutter 2019) θ first shrunk by 1 -
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -134,3 +135,39 @@ Rule = Sgd | Adam
 def _share(new: Tensor, old: Tensor) -> Tensor:
     """The derivative of ``max(new, old)`` in ``new``: a tie is shared."""
     return (new > old).to(new.dtype) + 0.5 * (new == old).to(new.dtype)
+
+
+SMALL = 2**16  # numbers: below, what a kernel costs is its start
+
+
+class Bundle:
+    """Parameters that one rule moves at one count, end to end as one vector: elementwise steps then take one kernel for all of them. The
+    numbers are the same. Tensors may have further axes in front (queries).
+
+    >>> bundle = Bundle({"a": torch.zeros(2, 3), "b": torch.zeros(4)})
+    >>> {n: tuple(t.shape) for n, t in bundle.split(torch.zeros(5, 10)).items()}
+    {'a': (5, 2, 3), 'b': (5, 4)}
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self.shapes = {n: t.shape for n, t in like.items()}
+        self.sizes = [t.numel() for t in like.values()]
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """(..., numbers)."""
+        found = [tensors[n].flatten(tensors[n].ndim - len(shape)) if shape else tensors[n].unsqueeze(-1) for n, shape in self.shapes.items()]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+    def split(self, joined: Tensor) -> dict[str, Tensor]:
+        """The inverse: by name, each (..., *shape)."""
+        parts = joined.split(self.sizes, -1)
+        return {n: part.reshape(*joined.shape[:-1], *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+def bundles(names: Iterable[str], key: Callable[[str], object], like: Mapping[str, Tensor]) -> Iterator[Bundle]:
+    """The names shared out: large parameters alone, small ones with all of equal ``key``, dtype and device."""
+    shared: dict[object, dict[str, Tensor]] = {}
+    for name in names:
+        t = like[name]
+        shared.setdefault((key(name), t.dtype, t.device) if t.numel() < SMALL else name, {})[name] = t
+    return (Bundle(group) for group in shared.values())
