@@ -436,6 +436,15 @@ def test_tasks_of_every_kind_hand_ids_on(kind, tmp_path):
     assert close(*found, 1e-8) and not close(found[0], whole, 1e-2) and close(nothing, whole)
 
 
+def test_measures_with_ids_are_told_apart_in_the_names_of_saved_work():
+    from headwater.influence.ensembles.keyed import KeyedMeasure
+    from headwater.tasks.code import code_digest
+
+    digests = {code_digest(KeyedMeasure(measure, Ids()), held=True) for measure in (TASK.measure, TASK.loss, Own().measure, lambda model, batch: batch[0])}
+    assert len(digests) == 4
+    assert code_digest(KeyedMeasure(TASK.measure, Ids()), held=True) == code_digest(KeyedMeasure(hw.tasks.Classification().measure, Ids()), held=True)
+
+
 class Own(hw.tasks.Classification):
     """A user's task with a measure of its own."""
 

@@ -31,6 +31,8 @@ from headwater.store import content_hash
 from headwater.tasks import fingerprint
 from headwater.tasks.code import code_digest
 
+LONG = 60.0
+"""Seconds: members that take longer show a plan and a bar each."""
 WEIGHT = "weight"
 """The part of a contribution that needs only forward passes."""
 
@@ -148,11 +150,12 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
     if request.progress:
         tqdm.write(_plan(name, contributions, len(pieces) - len(todo), len(pieces), request), file=sys.stderr)
     bar = tqdm(todo, desc="members", unit=" members", disable=not request.progress or len(todo) < 2, leave=False, file=sys.stderr)
+    took = LONG  # the first member tells its plan, which is that of the others
     for k, piece in enumerate(bar):
-        bar.set_postfix_str(piece.member.name)
+        bar.set_postfix_str(f"{piece.member.name} of {piece.member.home.path.name}")
         started = time.perf_counter()
         try:
-            piece.make(replace(request, progress=request.progress and k == 0))  # the first tells its own plan, which is that of the others
+            piece.make(replace(request, progress=request.progress and took >= LONG))
         except HeadwaterError as error:
             error.add_note(f"In {_where(piece.member)} ({k + 1} of {len(todo)}); members finished before it are kept.")
             raise
@@ -160,9 +163,9 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
             if request.progress:
                 tqdm.write(f"headwater: stopped at {_where(piece.member)}; what was finished is kept, and the same call continues there", file=sys.stderr)
             raise
+        took = time.perf_counter() - started
         if request.progress and k == 0 and len(todo) > 1:
-            left = (len(todo) - 1) * (time.perf_counter() - started)
-            tqdm.write(f"headwater: {len(todo) - 1} more to compute, about {duration(left)} if they are like the first", file=sys.stderr)
+            tqdm.write(f"headwater: {len(todo) - 1} more to compute, about {duration((len(todo) - 1) * took)} if they are like the first", file=sys.stderr)
     return sum(float(piece.facts["seconds"]) for piece in pieces.values()), len(todo)
 
 
