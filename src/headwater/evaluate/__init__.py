@@ -4,7 +4,8 @@
 >>> subsets = evaluate.halves(1000, 50, seed=0)
 
 ``retrain`` makes the truth (a :class:`Bank`), of which :class:`Datamodel` makes scores; ``lds``, ``paired`` and ``slope`` hold scores
-against it, ``against`` holds them against better scores;
+against it, ``against`` holds them against better scores; ``replayed`` leaves examples out along a run's own batches, and ``metasmoothness``
+says whether derivatives foretell anything there;
 ``detection_curve`` asks whether suspicious examples are indeed mislabelled.
 
 Of explanations of inputs: ``completeness`` (do they sum?), ``deletion``, ``insertion``, ``removal``, ``comprehensiveness``, ``sufficiency`` (what happens
@@ -23,6 +24,7 @@ from headwater.evaluate.mislabels import Detection, auroc, detection_curve
 from headwater.evaluate.randomisation import Randomisation, randomisation
 from headwater.evaluate.regression import Datamodel
 from headwater.evaluate.removal import Compared, Removal, Removals, comprehensiveness, deletion, insertion, removal, sufficiency
+from headwater.evaluate.replayed import Metasmoothness, metasmoothness, replayed
 from headwater.evaluate.retrain import retrain
 from headwater.evaluate.roar import Roar, roar
 from headwater.evaluate.sensitivity import MaxSensitivity, max_sensitivity
@@ -42,6 +44,7 @@ __all__ = [
     "MassIn",
     "MaxSensitivity",
     "Mean",
+    "Metasmoothness",
     "Paired",
     "Randomisation",
     "Removal",
@@ -66,10 +69,12 @@ __all__ = [
     "masks",
     "mass_in",
     "max_sensitivity",
+    "metasmoothness",
     "paired",
     "randomisation",
     "removal",
     "removing",
+    "replayed",
     "retrain",
     "roar",
     "sensitivity_n",

@@ -89,7 +89,7 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     if not flat:
         return None
     if all(g.dtype in (torch.float32, torch.float64) for g in flat):
-        norms = torch._foreach_norm(flat)  # one call for all of them, as torch's own clipping does
+        norms = list(torch._foreach_norm(flat))  # one call for all of them, as torch's own clipping does
     else:
         norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in flat]
     return torch.linalg.vector_norm(torch.stack([norm.to(flat[0].device, torch.float64) for norm in norms]))
