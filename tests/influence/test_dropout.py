@@ -132,8 +132,9 @@ def test_a_query_is_scored_alike_in_any_company(masks, run, tmp_path):
     ensemble, order = hw.DropoutEnsemble(hw.GradDot(), members=2, masks=masks), [4, 1, 1, 3]
     whole = values(run, ensemble)
     assert close(values(run, ensemble, tuple(t[order] for t in ASKED), batch_size=3), whole[order])
-    one = values(run, ensemble, tuple(t[2:3] for t in ASKED))
-    assert close(one, whole[2:3])
+    assert close(values(run, ensemble, tuple(t[2:3] for t in ASKED)), whole[2:3])
+    named = values(run, ensemble, [hw.Query("some", tuple(t[:4] for t in ASKED)), hw.Query("rest", tuple(t[4:] for t in ASKED))])
+    assert close(named, np.stack([whole[:4].sum(0), whole[4:].sum(0)])), "and a named set is the sum of its members"
 
 
 def test_an_example_has_another_mask_as_a_query_than_in_training(run):
@@ -585,7 +586,9 @@ def test_one_dimensional_dropout_of_plain_features_is_refused(tmp_path):
         (lambda: hw.DropoutEnsemble(hw.GradDot(), insert="everywhere"), "insert='everywhere'"),
         (lambda: hw.DropoutEnsemble(hw.GradDot(), insert="activations"), "without a rate"),
         (lambda: hw.DropoutEnsemble(hw.Source(), forward_only=True), "made of gradients"),
-        (lambda: hw.DropoutEnsemble(hw.Trak(output=lambda model, batch: model(batch[0])[:, 0]), masks="example"), "knows nothing of ids"),
+        (lambda: hw.DropoutEnsemble(hw.Trak(output=lambda model, batch: model(batch[0])[:, 0]), masks="example"), "masks='example' for Trak"),
+        (lambda: hw.DropoutEnsemble(hw.KNNShapley(), masks="example"), "masks='example' for KNNShapley"),
+        (lambda: hw.DropoutEnsemble(hw.Unrolled()), "training did not have"),
         (lambda: hw.DropoutEnsemble(hw.Influence(damping=[1.0, 2.0])), "a sweep of 2"),
         (lambda: hw.DropoutEnsemble(hw.DropoutEnsemble(hw.GradDot())), "two levels"),
         (lambda: hw.DropoutEnsemble(hw.GradDot), "construct it"),

@@ -15,6 +15,8 @@ from headwater.influence.ensembles.members import Member, Weighing, model_key
 from headwater.influence.ensembles.survey import AFTER_ACTIVATIONS, Survey, survey, tell
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
+from headwater.influence.shapley import KNNShapley
+from headwater.influence.unrolled import Unrolled
 from headwater.result import TrainingScores
 from headwater.store import content_hash
 from headwater.training import Run
@@ -89,8 +91,12 @@ class DropoutEnsemble:
                 "leave forward_only out: each mask then has gradients of its own",
             )
 
-        if self.masks == "example" and getattr(self.method, "output", None) is not None:
-            raise InputError(f"masks='example' for {self.method!r}, whose output= knows nothing of ids", "a method that asks the run's own task", "masks='member'")
+        if isinstance(self.method, Unrolled):
+            mend = "hw.Unrolled() by itself, or over independent models: hw.Ensemble(hw.Unrolled(), runs)"
+            raise InputError("Unrolled under masks that training did not have", "a method that looks at recorded models: unrolling trains again", mend)
+        if self.masks == "example" and (isinstance(self.method, KNNShapley) or getattr(self.method, "output", None) is not None):
+            expected = "a method that sees examples by the run's own task: it knows nothing of ids where it looks at batches by itself"
+            raise InputError(f"masks='example' for {self.method!r}", expected, "masks='member'")
 
     def __repr__(self) -> str:
         """The method, and what differs from the defaults."""

@@ -111,7 +111,8 @@ def _check_alike(run: Run, asked: Run) -> None:
     for own, other in zip(run.stages, asked.stages, strict=False):
         where = f"stage {own.name!r}"
         pairs += [(f"examples in {where}", own.size, other.size), (f"data of {where} (fingerprint)", own.fingerprint[:20], other.fingerprint[:20])]
-        pairs += [(f"task of {where}", task_identity(own.task), task_identity(other.task))]
+        if own.task is not other.task:
+            pairs += [(f"task of {where}", task_identity(own.task), task_identity(other.task))]
     for what, mine, theirs in pairs:
         if mine != theirs:
             told = f": {mine} and {theirs}" if not what.startswith("task") else ""
