@@ -294,7 +294,9 @@ def test_spread_and_reliability_survive_the_disk_and_picking(runs, tmp_path):
 
 
 def test_the_same_model_twice_is_refused(runs, copies):
-    for twins in ([runs[0], runs[1], runs[0]], [runs[0], copies[0]]):
+    sparser = recorded(copies[0].path.parent / "sparser", seed=0, checkpoints=2)  # the training of runs[0] again, with fewer checkpoints
+    assert sparser.checkpoints != runs[0].checkpoints
+    for twins in ([runs[0], runs[1], runs[0]], [runs[0], copies[0]], [sparser, runs[0]]):
         with pytest.raises(InputError, match="one member twice"):
             scores(runs[0], hw.Ensemble(hw.GradDot(), twins))
 

@@ -102,7 +102,7 @@ def carry_out(name: str, method: Method | Scorer, members: Sequence[Member], req
     """
     homes = {member.key: model_key(member.home) for member in members}
     ordered = sorted(members, key=lambda m: (homes[m.key], m.key))
-    _refuse_twins(ordered)
+    _refuse_twins(ordered, homes)
     contributions = contributions_of(method, ordered, request)
     seconds, fresh = _make(name, contributions, request)
     models = [[c.read for c in contributions if homes[c.member.key] == home] for home in dict.fromkeys(homes[m.key] for m in ordered)]
@@ -121,16 +121,20 @@ def carry_out(name: str, method: Method | Scorer, members: Sequence[Member], req
     return TrainingScores(values, stderr, name, first["unit"], request.asked.names, provenance=provenance)
 
 
-def _refuse_twins(members: Sequence[Member]) -> None:
+def _refuse_twins(members: Sequence[Member], homes: dict[str, str]) -> None:
+    """Refuse a member that comes twice, and a training that was recorded twice (with other checkpoints, say)."""
     seen: dict[str, Member] = {}
     for member in members:
-        if member.key in seen:
-            raise InputError(
-                f"one member twice: {_where(seen[member.key])}, and {_where(member)}",
-                "members that differ in their weights, masks, adapters or seeds: one that is counted twice fakes a smaller standard error",
-                "leave it out; of one training repeated with one seed every run is the same model",
-            )
+        final = content_hash(member.home.weights_hash(member.home.checkpoints[-1]), member.home.variant)
+        for twin in (seen.get(member.key), seen.get(final)):
+            if twin is not None and (twin.key == member.key or homes[twin.key] != homes[member.key]):
+                raise InputError(
+                    f"one member twice: {_where(twin)}, and {_where(member)}",
+                    "members that differ in their weights, masks, adapters or seeds: one that is counted twice fakes a smaller standard error",
+                    "leave it out; of one training repeated with one seed every run is the same model",
+                )
         seen[member.key] = member
+        seen.setdefault(final, member)
 
 
 def _where(member: Member) -> str:

@@ -27,7 +27,7 @@ class Ensemble:
     Args:
         method: ``hw.Trak()``, ``hw.Influence(...)``, ``hw.Source()`` ..., or an ensemble of variants of one model. Averaged as the method
             says: scores for most (of GradCos: cosines), for TRAK ``mean(kernel) * mean(weight)``. A random projection is drawn anew for
-            every model (seeded by its weights).
+            every model (seeded by its weights); labels that a curvature samples are the same for all (keyed by its seed and the example).
         runs: the members, exactly these, of trainings that differ in their seed (Ensemble asks nothing of the run that ``trace`` is
             given but its data and task). All on the same data in the same order, under the same task: for members trained on subsets
             record each with the whole dataset as ``train`` and draw its batches from the subset.
