@@ -11,8 +11,11 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import headwater as hw
+from headwater.capture import BlockGradient, Outer
 from headwater.errors import DamagedFile, InputError, NotFinite, QueryError
 from headwater.influence.engine import Engine
+from headwater.influence.index.parted import Parted, parted
+from headwater.influence.vectors import Factored, Whole
 from tests.influence.test_laws import ASKED, OPTIMIZERS, TASK, TRAIN, close, record, sgd, values
 
 METHODS = [hw.GradDot(), hw.GradCos(), hw.TracIn(), hw.Influence(), hw.Influence(damping=0.01), hw.Source()]
@@ -333,6 +336,24 @@ def test_carried_queries_may_be_off_by_the_tolerance(wide):
     assert np.mean([spearmanr(a, b).statistic for a, b in zip(exact, found, strict=True)]) > 0.999
 
 
+def test_a_carried_query_is_a_multiple_of_itself_and_a_few_coordinates():
+    """Contracted along 30 of 600 coordinates, and hardly elsewhere: the parts make the whole up to what was allowed."""
+    torch.manual_seed(0)
+    raw = Factored(torch.randn(5, 20), torch.randn(5, 30))
+    energy, shrunk = torch.full((20, 30), 1e-3), 1 + 1e-3 * torch.rand(20, 30)
+    energy[2, :], shrunk[2, :] = 1.0, torch.rand(30)
+    side = Whole(0.7 * raw.whole() * shrunk)
+    gradient = BlockGradient((Outer(torch.randn(4000, 1, 1, 30), torch.randn(4000, 1, 1, 20) * energy[:, 0].sqrt()),))
+    for tolerance in (1e-1, 1e-2, 1e-3):
+        found = parted(side, raw, energy, tolerance)
+        assert isinstance(found, Parted) and len(found) == 5 and set(found.pairs[0].tolist()) <= {2} and found.pairs.shape[1] <= 30
+        error = (found.dot(gradient) - side.dot(gradient)).square().mean().sqrt() / side.dot(gradient).square().mean().sqrt()
+        assert 0 < error < 1.5 * tolerance
+        assert torch.allclose(Whole(found.whole()).dot(gradient), found.dot(gradient), atol=1e-4)
+    everywhere = Whole(torch.randn(5, 1, 20, 30))
+    assert parted(everywhere, raw, energy, 1e-3) is everywhere
+
+
 # -------------------------------------------------------------------------------------------------------------- on the disk
 
 
@@ -416,7 +437,7 @@ def test_nothing_is_written_outside_the_run(tmp_path, monkeypatch):
 
 
 def test_a_batch_that_goes_to_the_fallback_is_kept_as_coordinates(tmp_path):
-    """A layer whose output hides the examples from the second batch on: its rows are no longer outer products."""
+    """A layer whose output hides the examples in larger batches: its rows are no outer products then."""
 
     class Odd(nn.Module):
         def __init__(self):
@@ -424,7 +445,7 @@ def test_a_batch_that_goes_to_the_fallback_is_kept_as_coordinates(tmp_path):
             self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
 
         def forward(self, x):
-            h = self.a(x.T.contiguous().T) if len(x) < 3 else self.a(x.flip(0)).flip(0)
+            h = self.a(x) if len(x) < 3 else self.a(x.unsqueeze(0).expand(2, -1, -1)).mean(0)
             return self.b(h.tanh())
 
     def build():
@@ -433,7 +454,9 @@ def test_a_batch_that_goes_to_the_fallback_is_kept_as_coordinates(tmp_path):
 
     run = trained(tmp_path / "run", build, TRAIN)
     kept = index(run)
-    for method in METHODS:
+    assert {n: form["kind"] for n, form in kept.manifest["panels"][-1]["blocks"].items()} == {"a.weight": "coordinates", "b.weight": "factors"}
+    assert list((run.path / "index").iterdir()) == [kept.path] == [index(run).path]
+    for method in MEANS:
         assert close(values(kept, method=method), values(run, method=method), 1e-12), method
 
 

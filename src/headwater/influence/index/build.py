@@ -80,9 +80,11 @@ def index(
     engine = Engine.of(run, batch_size)
     whole: frozenset[str] = frozenset()
     while True:
+        build = _Build(engine, segments, dim, curvature, dtype, tuple(also), progress, whole)
         try:
-            return _Build(engine, segments, dim, curvature, dtype, tuple(also), progress, whole).carried_out()
+            return build.carried_out()
         except Unfit as problem:  # its rows have to be kept as coordinates
+            build.files.clear()
             whole = whole | {str(problem)}
 
 

@@ -82,7 +82,7 @@ class Files:
             array = array.astype(dtype)
         place = self._field(name, (count, *array.shape[1:]), array.dtype)
         if place.shape[1:] != array.shape[1:]:
-            place = self._widened(name, tuple(np.maximum(place.shape[1:], array.shape[1:])))
+            place = self._widened(name, tuple(map(max, place.shape[1:], array.shape[1:])))
         with disk(self.path):
             place[(rows, *(slice(0, k) for k in array.shape[1:]))] = array
 
