@@ -415,6 +415,8 @@ def test_provenance_says_what_was_done(run):
     assert exact["regularisation"]["absolute"] == pytest.approx(exact["regularisation"]["relative"] * float(s.sum()))
     assert facts["Trak(dim=1000)"]["projection"] == "none: 43 parameters" and facts["Trak(dim=1000)"]["constant_columns"] == 0
     assert facts["Trak(dim=16)"]["projection"] == "KhatriRao(dim=16, seed=0, terms=1) of 43 parameters" and facts["Trak(dim=16)"]["rank"] == 16
+    assert facts["Trak(dim=16)"]["projection_noise"] == pytest.approx((8 / 16) ** 0.5, abs=1e-4)
+    assert exact["projection_noise"] is None and facts["Trak(dim=1000)"]["projection_noise"] is None
     assert set(exact["coverage"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 

@@ -104,6 +104,13 @@ def test_the_spread_of_paired_signs_nears_that_of_independent_ones_with_more_ter
     assert abs(many / (independent + 2 * float(x.pow(4).sum()) / 64) - 1) < 1e-3  # but for what products of signs never repeat
 
 
+@each_kind
+def test_the_noise_is_what_squared_lengths_can_have_at_the_most(make):
+    lengths = [x / x.norm() for x in (some(7, 9), some(40, 1) * some(1, 50, seed=1), some(1, 900), some(30, 30))]
+    found = [make(16).variance(x, x) ** 0.5 for x in lengths]
+    assert max(found) <= make(16).noise and max(found) > 0.85 * make(16).noise
+
+
 def test_a_coordinate_goes_once_into_each_block():
     entries = SparseJL(24, nonzeros=4).entries("w", range(3), range(50)).view(4, 6, 150)
     assert torch.equal(entries.abs().sum(1), torch.ones(4, 150))

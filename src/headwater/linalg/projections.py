@@ -47,6 +47,11 @@ class Projection(ABC):
         """What :meth:`entries` are multiplied with so that inner products are kept: ``1 / sqrt(dim)``."""
         return self.dim**-0.5
 
+    @property
+    def noise(self) -> float:
+        """The relative standard deviation of a squared length, at the most: what ``dim`` is worth, before any data are seen."""
+        return (2.0 / self.dim) ** 0.5
+
     @abstractmethod
     def entries(self, name: str, outs: Rows, ins: range, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
         """The map's entries for coordinates (outs, ins) of the vector ``name``, before the scale: (dim, outs, ins)."""

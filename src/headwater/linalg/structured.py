@@ -94,6 +94,11 @@ class KhatriRao(Projection):
         if not isinstance(self.terms, int) or self.terms < 1:
             raise InputError(f"terms={self.terms!r}", "a whole number from 1 on", "KhatriRao(512, terms=1)")
 
+    @property
+    def noise(self) -> float:
+        """That of outer products, for which it is largest: ``sqrt((2 + 6 / terms) / dim)``."""
+        return ((2.0 + 6.0 / self.terms) / self.dim) ** 0.5
+
     def side(self, name: str, side: str, term: int, members: Rows, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
         """The signs of one side ("left" or "right") of one term, for some of its rows or columns: (members, dim)."""
         return signs(key_of("khatri-rao", side, term, plain_name(name), self.seed), members, range(self.dim), dtype=dtype, device=device)

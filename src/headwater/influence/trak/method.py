@@ -142,6 +142,7 @@ class Trak:
             "data": [stage.fingerprint for stage in run.stages],
             "coverage": engine.capture.coverage,
             "projection": found.projected,
+            "projection_noise": None if self.sketch is None or found.projected.startswith("none") else round(self.sketch.noise, 4),
             "regularisation": {"relative": self.regularisation, "absolute": found.ridge.shift},
             "effective_dimension": round(found.ridge.effective_dimension, 2),
             "rank": found.ridge.rank,
