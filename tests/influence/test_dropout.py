@@ -510,9 +510,9 @@ def test_dropout_that_masks_leave_out_is_named(tmp_path):
         scores(alone, hw.DropoutEnsemble(hw.GradDot(), members=1))
     attention = recorded_on(tmp_path / "attention", Encoder(attention=0.1).double(), tokens(12))
     assert survey(attention, None, None).drawing == ("body.layers.0.self_attn",)
-    recurrent = nn.Sequential(nn.LSTM(4, 6, 2, dropout=0.3, batch_first=True), _First(), nn.Dropout(0.1), nn.Linear(6, 3)).double()
+    recurrent = nn.Sequential(nn.LSTM(4, 6, 2, dropout=0.3, batch_first=True), _First(), nn.Dropout(0.1), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
     found = survey(recorded_on(tmp_path / "lstm", recurrent, (TRAIN[0][:, None], TRAIN[1]), steps=1), None, None)
-    assert found.drawing == ("0",) and [s.path for s in found.sites] == ["2"]
+    assert found.drawing == ("0",) and [s.path for s in found.sites] == ["2"] and not found.untried
 
 
 class _First(nn.Module):

@@ -128,4 +128,4 @@ class DropoutEnsemble:
             return asked if ids is None else keyed_question(asked, ids)
 
         shares = whole if self.forward_only else None
-        return Member(content_hash("dropout-member-1", whole.key, variant, self.forward_only), run, f"mask {number}", view, number, ask, shares)
+        return Member(content_hash("dropout-member-1", whole.key, variant), run, f"mask {number}", view, number, ask, shares)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from headwater.capture.capture import Layout, layout
 from headwater.errors import InputError
 from headwater.influence.ensembles.masks import Site, place
-from headwater.tasks.batches import take, to
-from headwater.training import Run
+from headwater.tasks.batches import Batch, take, to
+from headwater.training import Run, Stage
 
 KINDS: dict[Any, tuple[bool, bool]] = {
     nn.Dropout: (False, False),
@@ -132,9 +132,8 @@ def _calls(run: Run, model: nn.Module, sites: Sequence[Site]) -> dict[str, list[
     for stage in run.stages:
         records = []
         for count in (1, 2):
-            batch = take(to(stage.data.batch(range(1)), run.device), torch.zeros(count, dtype=torch.long, device=run.device))
             with torch.no_grad():
-                stage.task.loss(model, batch)
+                stage.task.loss(model, _copies(run, stage, count))
             records.append({path: list(shapes) for path, shapes in heard.items()})
             for shapes in heard.values():
                 shapes.clear()
@@ -143,6 +142,11 @@ def _calls(run: Run, model: nn.Module, sites: Sequence[Site]) -> dict[str, list[
                 one, two = records[0][path], records[1][path]
                 found[path] = list(zip(one, two, strict=False)) if len(one) == len(two) else [((), ())]
     return found
+
+
+def _copies(run: Run, stage: Stage, count: int) -> Batch:
+    """A batch of ``count`` times the stage's first example."""
+    return take(to(stage.data.batch(range(1)), run.device), torch.zeros(count, dtype=torch.long, device=run.device))
 
 
 def _layouts(calls: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], site: Site, kind: type[nn.Module]) -> tuple[Layout, ...]:
@@ -160,18 +164,14 @@ def _layouts(calls: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], site: Sit
 def _drawing(run: Run, sites: tuple[Site, ...]) -> tuple[tuple[str, ...], str]:
     """The modules that move a random generator in training mode when no dropout module is left; and why that could not be seen."""
     model = place(run.load(run.model(), run.checkpoints[-1]), sites, lambda site: _Ear([], site.rate)).train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.eval()
     moved: list[str] = []
     untried = ""
     devices = [run.device] if run.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _listening(model, moved, devices):
         for stage in run.stages:
-            batch = to(stage.data.batch(range(min(2, stage.size))), run.device)
             try:
                 with torch.no_grad():
-                    stage.task.loss(model, batch)
+                    stage.task.loss(model, _copies(run, stage, 2))
             except Exception as error:  # noqa: BLE001 (whatever a model does in training mode: it may want other batches, or return something else)
                 untried = f"{type(error).__name__}: {error}"
     return tuple(dict.fromkeys(moved)), untried
