@@ -12,7 +12,7 @@ from torch import nn
 
 import headwater as hw
 from headwater.capture import BlockGradient, Outer
-from headwater.errors import DamagedFile, InputError, NotFinite, QueryError
+from headwater.errors import DamagedFile, InputError, ModelMismatch, NotFinite, QueryError
 from headwater.influence.engine import Engine
 from headwater.influence.index.parted import Parted, parted
 from headwater.influence.vectors import Factored, Whole
@@ -481,6 +481,19 @@ def test_what_cannot_be_served_is_refused_by_name(painted, tmp_path):
         values(kept, (torch.zeros(2, 7, dtype=torch.float64), torch.zeros(2, dtype=torch.long)), hw.GradDot())
     with pytest.raises(InputError, match="Index where a run belongs"):
         hw.self_influence(kept, hw.GradDot(), progress=False)
+
+
+def test_a_measure_under_which_parameters_are_laid_out_otherwise_is_refused(tmp_path):
+    """It runs the first layer on examples out of order, so that its weight and its bias need the fallback, each for itself."""
+
+    def twice(model, batch):
+        return model[2](model[1](model[0](torch.cat([batch[0], batch[0].flip(0)]))[: len(batch[0])])).square().sum(1)
+
+    run = record(tmp_path / "run", sgd())
+    kept = index(run)
+    with pytest.raises(ModelMismatch, match=r"'0\.weight' is laid out as(.|\n)*runs the model as the training loss does"):
+        values(kept, method=hw.GradDot(), measure=twice)
+    assert np.isfinite(values(run, method=hw.GradDot(), measure=twice)).all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from headwater.training import segments
 from tests.influence.brute import Brute, source
 
 CLASSES = 3
-METHODS = [hw.GradDot(), hw.GradCos(), hw.TracIn(), hw.Influence(), hw.Influence(damping=0.01), hw.Source(), hw.Source(average="parameters")]
+METHODS = [hw.GradDot(), hw.GradCos(), hw.TracIn(), hw.Influence(), hw.Influence(damping=0.01), hw.LoGra(dim=3), hw.Source(), hw.Source(average="parameters")]
 
 
 def build():
