@@ -36,12 +36,14 @@ def carry_out(training: Training, place: Path, name: str, family: str, schemes: 
     """Score and meter the schemes of one family that are not there yet; their results go to ``place/cells``."""
     torch.set_num_threads(1)
     method, work = methods(training, damping)[name], place / "work" / f"{slug(name)}-{family}"
+    resident = reset_peak()  # before anything was computed: memory that is freed often stays with the process
     warm(training, schemes[0].kind)
     for scheme in schemes:
         file = cell_file(place, name, scheme)
         if not file.exists():
             runs = [own_copy(training, place, work, k) for k in range(scheme.models)]
             values, facts = scored(scheme, name, method, runs, training, work)
+            facts["memory"] -= resident
             file.parent.mkdir(parents=True, exist_ok=True)
             np.savez(file.with_suffix(".part.npz"), values=values, facts=json.dumps({**facts, "repr": repr(method)}))
             file.with_suffix(".part.npz").rename(file)
@@ -86,7 +88,8 @@ def metered(piece: Piece, request: Request, work: Path, adapters: bool) -> dict[
     note.parent.mkdir(parents=True, exist_ok=True)
     begun = work / f"{home.name}.begun"
     begun.touch()
-    before, resident = used_by(home), reset_peak()
+    before = used_by(home)
+    reset_peak()
     started = time.process_time()
     piece.member.request(request)
     prepared = time.process_time()
@@ -94,7 +97,7 @@ def metered(piece: Piece, request: Request, work: Path, adapters: bool) -> dict[
     ended = time.process_time()
     facts = {
         "training": prepared - started if adapters else 0.0, "serving": ended - (prepared if adapters else started),
-        "kept": used_by(home) - before, "peak": peak() - resident, "member": piece.member.name,
+        "kept": used_by(home) - before, "peak": peak(), "member": piece.member.name,
     }  # fmt: skip
     note.write_text(json.dumps(facts))
     begun.unlink()
