@@ -196,9 +196,21 @@ def test_members_reproduce_bit_by_bit_whatever_the_global_generators_hold(run, t
 
 
 @pytest.mark.parametrize(
-    "setting", [{"rank": 1}, {"targets": 1}, {"alpha": 3.0}, {"steps": 13}, {"lr": 0.01}, {"batch_size": 9}, {"optimizer": "sgd"}, {"training": True}, {"seed": 1}]
+    "setting",
+    [
+        {"rank": 1},
+        {"targets": 1},
+        {"alpha": 3.0},
+        {"steps": 13},
+        {"lr": 0.01},
+        {"batch_size": 9},
+        {"optimizer": "sgd"},
+        {"training": True},
+        {"seed": 1},
+        {"merged": True},
+    ],
 )
-def test_adapters_of_other_settings_are_others(run, setting):
+def test_members_of_other_settings_are_others(run, setting):
     assert {m.key for m in lora().variants(run)}.isdisjoint(m.key for m in lora(**setting).variants(run))
 
 

@@ -124,7 +124,6 @@ class School:
         lost = [name for name, pair in adapters_of(model).items() if pair.up.grad is None]
         if lost:
             raise GradientError(f"adapters of {lost}, on which the loss does not depend", "layers that the loss depends on", "leave them out with targets=")
-        model.zero_grad(set_to_none=True)
         return seconds
 
     def _tell(self) -> None:
