@@ -52,7 +52,7 @@ def output_of(task: Task, given: Given | None) -> Output:
     if given is not None:
         return Output(_checked(given, "output"), _Slope(task, given))
     if type(task).loss in (Classification.loss, Regression.loss, Language.loss):
-        known = {Classification.loss: Output(task.measure, _OfClasses(task)), Regression.loss: Output(_Prediction(task), _OfResidual(task))}
+        known = {Classification.loss: Output(_ClassOdds(task), _OfClasses(task)), Regression.loss: Output(_Prediction(task), _OfResidual(task))}
         return known.get(type(task).loss) or Output(_TokenOdds(task), _OfTokens(task))
     raise TaskError(
         f"a {type(task).__name__} without a known output function",
@@ -89,6 +89,16 @@ class _Checked:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         return per_example(self.function(model, batch), batch, self.what)
+
+
+@dataclass(frozen=True, eq=False)
+class _ClassOdds:
+    """The log-odds of the given class, also where a task's measure is another."""
+
+    task: Any
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return log_odds(*self.task._logits(model, batch))
 
 
 @dataclass(frozen=True, eq=False)
