@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ensembles_schemes import ADAPTED, BRIEF, CHECKPOINTS, CHOSEN, DROPOUT, EACH, ENSEMBLED, FLOORS, FORWARD, GRAD_DOT, LORA, MERGED, MODEL_FREE, NAIVE, SOURCE, TRAK
+from ensembles_schemes import ADAPTED, BRIEF, CHECKPOINTS, CHOSEN, DROPOUT, EACH, ENSEMBLED, EXACT, FLOORS, FORWARD, GRAD_DOT, LORA, MERGED, MODEL_FREE, NAIVE, SOURCE, TRAK
 from evidence_tables import signed, table, with_interval
 
 Results = dict[str, dict[str, Any]]
 COSTS = {"training": "training (CPU s)", "serving": "serving (CPU s)", "storage": "storage (MB)"}
-COLOURS = {TRAK: "#0072b2", SOURCE: "#d55e00", CHOSEN: "#009e73", GRAD_DOT: "#7f7f7f"}
+COLOURS = {TRAK: "#0072b2", EXACT: "#cc79a7", SOURCE: "#d55e00", CHOSEN: "#009e73", GRAD_DOT: "#7f7f7f"}
 MARKS = {NAIVE: "o", DROPOUT: "s", EACH: "D", FORWARD: "^", LORA: "P", BRIEF: "p", MERGED: "X", CHECKPOINTS: "v"}
 REFERENCE = "5 models"
 

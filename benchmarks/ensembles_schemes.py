@@ -66,13 +66,15 @@ def families(training: Training, method: str) -> Families:
     naive = tuple(Scheme(NAIVE, k) for k in ((1, 2, 3, 5) if text else (1, 2, 3, 5, 10)))
     if method in FLOORS:
         return {"plain": naive[:1]}
-    if method in (GRAD_COS, DEFAULT, FEATURES, EXACT):
+    if method in (GRAD_COS, DEFAULT, FEATURES):
         return {"plain": naive}
     masks = (Scheme(DROPOUT, 1, 3), Scheme(DROPOUT, 1, 10), Scheme(DROPOUT, 2, 5))
     found = {"plain": naive, "masks": masks, "each": (Scheme(EACH, 1, 3 if text else 10),), "adapters": (Scheme(LORA, 1, 3), Scheme(LORA, 2, 3))}
     if method == SOURCE:  # it follows a whole training by itself: checkpoints are no members, and merged adapters have no training
         return found
     found["plain"] += (Scheme(CHECKPOINTS, 1, 3), Scheme(CHECKPOINTS, 1, 6))
+    if method == EXACT:
+        return {"plain": (*found["plain"], Scheme(FORWARD, 1, 10)), "masks": masks}
     if method == TRAK:
         found["plain"] += tuple(Scheme(FORWARD, models, each) for models, each in ((1, 10), (2, 5), (5, 10)))
         found["masks"] += (Scheme(DROPOUT, 5, 3),)
