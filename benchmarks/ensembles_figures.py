@@ -7,7 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ensembles_schemes import ADAPTED, BRIEF, CHECKPOINTS, CHOSEN, DROPOUT, EACH, ENSEMBLED, EXACT, FLOORS, FORWARD, GRAD_DOT, LORA, MERGED, MODEL_FREE, NAIVE, SOURCE, TRAK
+from ensembles_schemes import (
+    ADAPTED,
+    BRIEF,
+    CHECKPOINTS,
+    CHOSEN,
+    DROPOUT,
+    EACH,
+    ENSEMBLED,
+    EXACT,
+    FLOORS,
+    FORWARD,
+    GRAD_DOT,
+    LORA,
+    MERGED,
+    MODEL_FREE,
+    NAIVE,
+    SOURCE,
+    TRAK,
+)
 from evidence_tables import signed, table, with_interval
 
 Results = dict[str, dict[str, Any]]
