@@ -192,6 +192,7 @@ def test_members_reproduce_bit_by_bit_whatever_the_global_generators_hold(run, t
         assert a.manifest["checkpoints"] == b.manifest["checkpoints"] and a.manifest["order"] == b.manifest["order"]
     assert first[0].manifest["checkpoints"] != first[1].manifest["checkpoints"]
     assert not np.array_equal(first[0].order(1), first[1].order(1))
+    assert np.array_equal(np.sort(np.concatenate([first[0].order(t) for t in range(1, 5)])), np.arange(40))  # once through the examples
     assert members(lora(seed=1), run)[0].manifest["checkpoints"] != first[0].manifest["checkpoints"]
 
 
