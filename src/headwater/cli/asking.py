@@ -28,7 +28,7 @@ def method(word: str, **settings: Any) -> Method:
     """The method of that name, with the settings that are not None.
 
     >>> method("source", segments=2)
-    Source(segments=2, average='gradients', curvature=EKFAC(fisher='auto', seed=0, examples=None))
+    Source(segments=2, average='gradients', curvature=EKFAC(fisher='auto', seed=0, examples=None), refine=None)
     """
     kind = METHODS.get(word.strip().lower().replace("-", "").replace("_", ""))
     if kind is None:
