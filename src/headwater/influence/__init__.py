@@ -8,4 +8,19 @@ from headwater.influence.shapley import KNNShapley
 from headwater.influence.similarity import Representations
 from headwater.influence.trace import self_influence, trace
 
-__all__ = ["GradCos", "GradDot", "Influence", "KNNShapley", "Method", "Query", "Refine", "Representations", "Source", "TracIn", "floors", "projections", "self_influence", "trace"]
+__all__ = [
+    "GradCos",
+    "GradDot",
+    "Influence",
+    "KNNShapley",
+    "Method",
+    "Query",
+    "Refine",
+    "Representations",
+    "Source",
+    "TracIn",
+    "floors",
+    "projections",
+    "self_influence",
+    "trace",
+]
