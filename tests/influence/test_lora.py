@@ -401,6 +401,13 @@ def test_a_transformer_is_adapted_through_peft_as_by_our_own(language):
     assert close(*merged, 1e-9) and not close(merged[0], ours.values, 0.1)
 
 
+def test_peft_is_for_any_model_that_asks_for_it(run):
+    pytest.importorskip("peft")
+    theirs = hw.trace(run, ASKED, lora(members=1, through="peft"), progress=False)
+    assert set(theirs.provenance["coverage"]) == {f"{layer}.lora_{part}.default.weight" for layer in "02" for part in "AB"}
+    assert close(theirs.values, values(run, method=lora(members=1)), 1e-9)
+
+
 def test_a_users_own_peft_training_needs_nothing(language, tmp_path):
     """A model that was trained with peft, whose adapters alone are trained: exact rules, and what autograd gives."""
     import peft
