@@ -6,13 +6,15 @@ With pseudo-losses r (see :mod:`headwater.tasks.task`) whose per-example gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.capture.fallback import Objective
 from headwater.capture.stream import is_out_of_memory, stream
@@ -103,6 +105,11 @@ class GaussNewton:
 
 def products(function: Pseudo, values: Values, tangents: Values) -> Values:
     """``J^T J t`` for each of the tangents {name: (vectors, *shape)}: vectorised, and one by one where the model cannot be."""
+    with plain_attention():
+        return _products(function, values, tangents)
+
+
+def _products(function: Pseudo, values: Values, tangents: Values) -> Values:
     try:
         return vectorised(function, values, tangents)
     except Exception as error:
@@ -119,6 +126,18 @@ def products(function: Pseudo, values: Values, tangents: Values) -> Values:
             "operations with forward-mode derivatives, or with second ones",
             "use plain attention instead of a fused kernel (attn_implementation='eager'), or leave refine= out",
         ) from error
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by plain products inside: fused kernels have neither forward-mode nor second derivatives."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def vectorised(function: Pseudo, values: Values, tangents: Values) -> Values:
