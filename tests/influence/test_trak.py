@@ -265,6 +265,17 @@ def test_a_kernel_is_the_same_from_either_side_and_by_either_decomposition(monke
                 assert ridge.effective_dimension == pytest.approx(float((s / (s + 0.03 * s.sum())).sum()), rel=1e-10)
 
 
+def test_the_effective_dimension_of_a_large_matrix_is_estimated_to_a_few_percent(monkeypatch):
+    monkeypatch.setattr(kernel, "DECOMPOSED", 0)
+    monkeypatch.setattr(kernel, "COUNTED", 0)
+    phi = some(400, 400) / torch.arange(1, 401) ** 0.5
+    s = torch.linalg.svdvals(phi).square()
+    for regularisation in (0.1, 0.01, 0.001):
+        expected = float((s / (s + regularisation * s.sum())).sum())
+        found = Ridge.of(phi @ phi.T, regularisation, 1e-15).effective_dimension
+        assert abs(found - expected) < 4 * expected**0.5 / 8
+
+
 def test_without_regularisation_a_singular_matrix_has_its_pseudo_inverse(monkeypatch):
     phi = some(20, 6) @ some(6, 9)
     expected = phi @ torch.linalg.pinv(phi.T @ phi, rtol=1e-10) @ phi.T
