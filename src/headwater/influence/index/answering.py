@@ -27,13 +27,14 @@ from headwater.influence.tabled import _tolerance as checked_tolerance
 from headwater.influence.vectors import Factored, Queries, Whole, factors
 from headwater.result import TrainingScores
 
-TOLERANCE = 1e-2
-"""The relative error (root mean square) that leaving coordinates out of carried queries may make by default: far below what would change
-a ranking, and so large that most of them can be left out. A built index reports the error that this makes."""
+TOLERANCES = (3e-3, 1e-2)
+"""The relative errors (root mean square) that leaving coordinates out may make by default: of responses, and of queries that were carried
+through later segments. Far below what would change a ranking; a built index reports the error that they make."""
 
 
 def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: int | None, memory: int, tolerance: float | None, progress: bool) -> list[TrainingScores]:
-    """Scores of all methods. The training data are not read. Raises InputError for what the index does not hold."""
+    """Scores of all methods. The training data are not read. Raises InputError for what the index does not hold. An answer takes seconds:
+    one that is interrupted is begun again."""
     for method in methods:
         if getattr(method, "refine", None):
             given = f"method={method!r}, whose refinement multiplies with the curvature of the training data"
@@ -59,9 +60,9 @@ def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: i
 
 
 def tolerances(engine: Engine, tolerance: float | None) -> tuple[float, float]:
-    """For responses, and for carried queries: what was asked for, or the defaults of a trace and :data:`TOLERANCE`; 0 for float64."""
+    """For responses, and for carried queries: what was asked for, or :data:`TOLERANCES`; 0 for float64."""
     found = checked_tolerance(engine, tolerance)
-    return found, TOLERANCE if tolerance is None and found > 0 else found
+    return TOLERANCES if tolerance is None and found > 0 else (found, found)
 
 
 def panels_for(index: Index, tables: list[Table]) -> None:
