@@ -92,6 +92,29 @@ def test_method_options_reach_the_method(recorded, tmp_path):
         assert hw.load(tmp_path / "s").method.startswith(expected)
 
 
+def test_every_rung_of_the_ladder_has_its_word(recorded, file, tmp_path):
+    experiment = hw.Experiment.load(file)
+    run = experiment.open(recorded)
+    asked = tuple(column[:3] for column in experiment.test)
+    words = {"trak --dim 6": hw.Trak(dim=6), "logra --dim 2": hw.LoGra(dim=2), "knn-shapley": hw.KNNShapley(), "unrolled": hw.Unrolled()}
+    for said, method in words.items():
+        done = call("trace", recorded, "--method", *said.split(), "--queries", "0-2", "--out", tmp_path / "s")
+        assert done.exit_code == 0, done.output
+        np.testing.assert_array_equal(hw.load(tmp_path / "s").values, hw.trace(run, asked, method, progress=False).values)
+
+
+def test_runs_beside_a_run_are_averaged_with_it(recorded, file, tmp_path):
+    other = tmp_path / "other"
+    assert call("record", file, "--out", other, "--seed", 1).exit_code == 0
+    done = call("trace", recorded, "--beside", other, "--method", "graddot", "--queries", "0", "--out", tmp_path / "s")
+    assert done.exit_code == 0, done.output
+    experiment = hw.Experiment.load(file)
+    each = [hw.trace(experiment.open(place), tuple(column[:1] for column in experiment.test), hw.GradDot(), progress=False).values for place in (recorded, other)]
+    kept = hw.load(tmp_path / "s")
+    np.testing.assert_allclose(kept.values, np.mean(each, axis=0), rtol=1e-6)
+    assert kept.stderr is not None
+
+
 def test_wrong_means_misclassified_and_worst_means_lowest_measure(recorded, file):
     experiment = hw.Experiment.load(file)
     run = experiment.open(recorded)
@@ -465,6 +488,10 @@ def test_what_cannot_be_done_is_said_in_three_lines(recorded, file, tmp_path):
         (["record", file, "--out", recorded], "overwrite"),
         (["trace", recorded, "--method", "sauce"], "did you mean source?"),
         (["trace", recorded, "--method", "tracin", "--segments", "2"], "only with --method source"),
+        (["trace", recorded, "--method", "source", "--dim", "8"], "only with --method trak"),
+        (["trace", recorded, "--masks", "3"], "dropout"),
+        (["trace", recorded, "--beside", nothing], "holds no run"),
+        (["trace", recorded, "--beside", recorded], "twice"),
         (["trace", recorded, "--queries", "3-"], "numbers and ranges"),
         (["trace", recorded, "--queries", "99"], "from 0 to 29"),
         (["trace", recorded, "--segments", "50"], "checkpoint"),

@@ -85,9 +85,15 @@ def trace(
     run: RunFolder,
     experiment: Found = None,
     name: Name = None,
-    method: Annotated[str, typer.Option(help="source, influence, tracin, graddot or gradcos.")] = "source",
+    method: Annotated[str, typer.Option(help="source, influence, tracin, graddot, gradcos, trak, logra, representations, knnshapley or unrolled.")] = "source",
     segments: Annotated[int | None, typer.Option(min=1, help="source: how many segments to cut training into (3).", show_default=False)] = None,
     damping: Annotated[float | None, typer.Option(min=0, help="influence: the damping; default: 1 / summed learning rates.", show_default=False)] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="trak, logra: to how many numbers gradients are projected.", show_default=False)] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Average over this recording of the same training too (another --seed of record); repeat for more.", show_default=False),
+    ] = None,
+    masks: Annotated[int | None, typer.Option(min=1, help="Average over so many dropout masks of each model.", show_default=False)] = None,
     queries: Annotated[str, typer.Option(help="Examples of the experiment's test set: 0,3,5-9, all, wrong (misclassified) or worst (the ten lowest).")] = "0-9",
     top: Annotated[int, typer.Option(min=1, help="How many training examples to show each way.")] = 10,
     index: Annotated[bool, typer.Option("--index", help="Answer from the index that `headwater index` built last, without the training data.")] = False,
@@ -103,7 +109,7 @@ def trace(
     """
     from headwater.cli.commands import trace_run
 
-    trace_run(run, experiment, name, method, segments, damping, queries, top, index, out, html)
+    trace_run(run, experiment, name, method, {"segments": segments, "damping": damping, "dim": dim}, beside or [], masks, queries, top, index, out, html)
 
 
 @app.command()

@@ -12,19 +12,29 @@ import torch
 
 import headwater as hw
 from headwater.errors import InputError, QueryError, RunError
-from headwater.influence.methods import Method
 from headwater.store import read_json, write_json
 from headwater.tasks import Examples
 from headwater.tasks.batches import to
 from headwater.tasks.task import logits_of, split
 
-METHODS: dict[str, type] = {"source": hw.Source, "influence": hw.Influence, "tracin": hw.TracIn, "graddot": hw.GradDot, "gradcos": hw.GradCos}
+METHODS: dict[str, type] = {
+    "source": hw.Source,
+    "influence": hw.Influence,
+    "tracin": hw.TracIn,
+    "graddot": hw.GradDot,
+    "gradcos": hw.GradCos,
+    "trak": hw.Trak,
+    "logra": hw.LoGra,
+    "representations": hw.Representations,
+    "knnshapley": hw.KNNShapley,
+    "unrolled": hw.Unrolled,
+}
 BESIDE = "experiment.json"  # in the run directory: where the experiment's file is
 WORST = 10
 """How many queries ``worst`` means."""
 
 
-def method(word: str, **settings: Any) -> Method:
+def method(word: str, **settings: Any) -> Any:
     """The method of that name, with the settings that are not None.
 
     >>> method("source", segments=2)
@@ -40,6 +50,12 @@ def method(word: str, **settings: Any) -> Method:
         owner = next((name for name, k in METHODS.items() if unknown[0] in k.__dataclass_fields__), "")  # type: ignore[attr-defined]
         raise InputError(f"--{unknown[0]} with --method {word}", f"--{unknown[0]} only with --method {owner}", "leave one of them out")
     return kind(**given)
+
+
+def ensembled(method: Any, run: hw.Run, beside: list[Path], experiment: hw.Experiment, masks: int | None) -> Any:
+    """The method averaged over dropout masks of each model (``--masks``), over this run and those ``--beside`` it, or both."""
+    averaged = method if masks is None else hw.DropoutEnsemble(method, members=masks)
+    return hw.Ensemble(averaged, [run, *(experiment.open(path) for path in beside)]) if beside else averaged
 
 
 def numbers(text: str) -> list[float]:

@@ -48,8 +48,9 @@ def trace_run(
     file: Path | None,
     name: str | None,
     word: str,
-    segments: int | None,
-    damping: float | None,
+    settings: dict[str, Any],
+    beside: list[Path],
+    masks: int | None,
     queries: str,
     top: int,
     indexed: bool,
@@ -57,9 +58,10 @@ def trace_run(
     html: Path | None,
 ) -> None:
     """``headwater trace``."""
-    method = asking.method(word, segments=segments, damping=damping)
+    method = asking.method(word, **settings)
     experiment = asking.recalled(path, file, name)
     run = experiment.open(path)
+    method = asking.ensembled(method, run, beside, experiment, masks)
     rows = asking.chosen(queries, experiment, run)
     asked = select(experiment.test, rows)
     where = asking.newest_index(run) if indexed else run
