@@ -42,6 +42,7 @@ docs: .venv/.dev-$(TAG) ## run every example of README and docs, check the comma
 evidence: .venv/.dev-$(TAG) ## the slow tests and the measured fidelity against real retraining (long)
 	$(PYTEST) -m slow
 	$(BIN)/python benchmarks/evidence.py $(ARGS)
+	$(BIN)/python benchmarks/ensembles.py $(ARGS)
 
 bench: .venv-bench/.ready-$(TAG) ## time Headwater beside kronfluence, dattri, captum, treeig and shap on this machine
 	$(BENCH)/python benchmarks/run.py $(ARGS)

@@ -144,7 +144,8 @@ def training(name: str, found: dict[str, Any]) -> str:
         for scheme, c in sorted(cells.items(), key=lambda item: (list(MARKS).index(item[1]["kind"]), item[1]["models"], item[1]["each"]))
     ]
     head = ["method", "members", "LDS", *COSTS.values(), "memory (MB)"]
-    return f"### {name}\n\n{described(found['facts'])}\n\n{table(head, rows)}\n\n{fronts(found['cells'])}"
+    picture = f"![LDS against training, serving and storage: {name}](images/pareto-{name}.svg)"
+    return f"### {name}\n\n{described(found['facts'])}\n\n{picture}\n\n{table(head, rows)}\n\n{fronts(found['cells'])}"
 
 
 def described(f: dict[str, Any]) -> str:
