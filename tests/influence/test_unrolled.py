@@ -518,6 +518,26 @@ def test_what_cannot_be_differentiated_twice_is_named(tmp_path):
         scores(record(tmp_path / "run", net(Once), sgd()))
 
 
+class Centred(nn.Module):
+    """Keeps a running mean of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(5, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.centre.lerp_(x.detach().mean(0), 0.1)
+        return x - self.centre.clone()
+
+
+def test_a_buffer_that_carries_influence_unseen_is_refused(tmp_path):
+    run = record(tmp_path / "run", net(Centred), sgd())
+    assert Replay(run).check()["bit_for_bit"]
+    with pytest.raises(GradientError, match=r"1\.centre"):
+        scores(run)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [

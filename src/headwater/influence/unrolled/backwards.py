@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from headwater.errors import GradientError
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
@@ -100,6 +101,7 @@ class Backwards:
         move = self._move(1)
         before = self.player.begin(self.player.start(), move)
         after = self.player.step(before, move, self.player.gradient(before, move))
+        self._refuse_foreign(before, after)
         moments = max((sum(len(rule.empty(torch.zeros(()))) for rule in self.script.move(stage.start + 1).rules[:1]) for stage in self.run.stages), default=0)
         weights = sum(t.numel() * t.element_size() for t in after.weights.values())
         state_bytes = (1 + moments) * weights + sum(t.numel() * t.element_size() for n, t in after.buffers.items() if t is not before.buffers[n])
@@ -114,6 +116,17 @@ class Backwards:
             return plan
         seconds = self._timed(before, move, chunk, lanes)
         return Plan(**{**vars(plan), "seconds": plan.replays * seconds[0] + chunks * length * seconds[1]})
+
+    def _refuse_foreign(self, before: State, after: State) -> None:
+        """Buffers that a step changes by other ways than BatchNorm's would carry influence that no derivative here sees."""
+        known = self.player.statistics
+        foreign = [n for n, t in after.buffers.items() if t.is_floating_point() and t is not before.buffers[n] and n not in known]
+        if foreign:
+            raise GradientError(
+                f"a model whose forward pass changes the buffer(s) {', '.join(foreign[:3])}, through which examples act on later steps unseen",
+                "buffers that stay as they are, or BatchNorm's running statistics",
+                "record a training with that layer in eval mode, or without it",
+            )
 
     def _schedule(self, name: str, length: int, room: int) -> tuple[Schedule, str]:
         """The schedule and where its states lie, with room for so many of them in memory."""
