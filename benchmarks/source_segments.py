@@ -140,7 +140,8 @@ def main() -> None:
         for name in names:
             for schedule in schedules:
                 of = problem(name, *SETTINGS[name]).with_(schedule=SCHEDULES[schedule], name=f"{name}, {schedule}")
-                print(f"\n{of.name} ({of.kind}), seeds {', '.join(map(str, seeds))}\n\n| cut | of six checkpoints | Spearman with exact unrolling | LDS |\n|---|---|---|---|")
+                print(f"\n{of.name} ({of.kind}), seeds {', '.join(map(str, seeds))}\n")
+                print("| cut | of six checkpoints | Spearman with exact unrolling | LDS |\n|---|---|---|---|")
                 table([contest(of, seed, Path(folder), not given.tiny) for seed in seeds])
                 print(file=sys.stderr)
 
