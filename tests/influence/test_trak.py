@@ -13,7 +13,7 @@ from headwater.influence.engine import Engine
 from headwater.influence.projections import Gaussian, KhatriRao, Rademacher, SparseJL
 from headwater.influence.queries import ask
 from headwater.influence.request import Request
-from headwater.influence.trak import features, kernel, outputs
+from headwater.influence.trak import exact, features, kernel, outputs
 from headwater.influence.trak.kernel import Ridge
 from headwater.influence.trak.projecting import Projector
 from tests.capture.modules import Tied
@@ -67,14 +67,15 @@ def explicit(phi_q, phi, regularisation):
 
 
 class Pixels(nn.Module):
-    """Convolutions, one of them in groups, with a norm between."""
+    """Convolutions, two of them in groups, the last at a single position, with a norm between."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm, self.second, self.head = nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 2, groups=2, bias=False), nn.Linear(6 * 9, 3)
+        self.first, self.norm, self.second, self.head = nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 2, groups=2, bias=False), nn.Linear(6, 3)
+        self.third = nn.Conv2d(6, 6, 3, groups=2)
 
     def forward(self, x):
-        return self.head(torch.tanh(self.second(torch.tanh(self.norm(self.first(x))))).flatten(1))
+        return self.head(torch.tanh(self.third(torch.tanh(self.second(torch.tanh(self.norm(self.first(x))))))).flatten(1))
 
 
 class Scaled(nn.Module):
@@ -216,11 +217,20 @@ def test_batches_and_chunks_change_nothing(settings, run, tmp_path):
         assert close(values(other, method=method, **settings), values(run, method=method), 1e-8), method
 
 
+def test_an_exact_kernel_by_small_chunks_of_rows_is_as_in_one(run, tmp_path, monkeypatch):
+    whole = values(run, method=hw.Trak())
+    monkeypatch.setattr(exact, "_rows", lambda *_: 7)
+    other = hw.Run.from_checkpoints(tmp_path / "r", {60: run.weights(60)}, build=build, train=TRAIN, task=TASK, optimizer=sgd())
+    found = hw.trace(other, ASKED, hw.Trak(), batch_size=9, progress=False)
+    assert close(found.values, whole, 1e-8)
+
+
 def test_small_shards_are_as_one(run, tmp_path, monkeypatch):
+    whole = {dim: values(run, method=hw.Trak(dim=dim)) for dim in (16, 45)}
     monkeypatch.setattr(features, "SHARD", 16 * 9)
     other = hw.Run.from_checkpoints(tmp_path / "r", {60: run.weights(60)}, build=build, train=TRAIN, task=TASK, optimizer=sgd())
-    for dim in (16, 45):
-        assert close(values(other, method=hw.Trak(dim=dim)), values(run, method=hw.Trak(dim=dim)), 1e-8)
+    for dim, expected in whole.items():
+        assert close(values(other, method=hw.Trak(dim=dim)), expected, 1e-8)
     assert len(list((tmp_path / "r" / "trak").glob("*.json"))) == 5 + 14
 
 
@@ -428,17 +438,17 @@ def test_examples_without_a_gradient_are_counted_and_warned_of(tmp_path):
 
 def test_provenance_says_what_was_done(run):
     facts = {repr(m): hw.trace(run, ASKED, m, progress=False).provenance for m in METHODS}
-    exact = facts["Trak()"]
+    plain = facts["Trak()"]
     g = flat(rows_of(run, TASK.measure, TRAIN))
     s = torch.linalg.svdvals(g).square()
-    assert exact["projection"] == "none: inner products of 43 parameters" and exact["rank"] == np.linalg.matrix_rank(g.numpy()) == 37
-    assert exact["effective_dimension"] == pytest.approx(float((s / (s + exact["regularisation"]["absolute"])).sum()), abs=0.01)
-    assert exact["regularisation"]["absolute"] == pytest.approx(exact["regularisation"]["relative"] * float(s.sum()))
+    assert plain["projection"] == "none: inner products of 43 parameters" and plain["rank"] == np.linalg.matrix_rank(g.numpy()) == 37
+    assert plain["effective_dimension"] == pytest.approx(float((s / (s + plain["regularisation"]["absolute"])).sum()), abs=0.01)
+    assert plain["regularisation"]["absolute"] == pytest.approx(plain["regularisation"]["relative"] * float(s.sum()))
     assert facts["Trak(dim=1000)"]["projection"] == "none: 43 parameters" and facts["Trak(dim=1000)"]["constant_columns"] == 0
     assert facts["Trak(dim=16)"]["projection"] == "KhatriRao(dim=16, seed=0, terms=1) of 43 parameters" and facts["Trak(dim=16)"]["rank"] == 16
     assert facts["Trak(dim=16)"]["projection_noise"] == pytest.approx((8 / 16) ** 0.5, abs=1e-4)
-    assert exact["projection_noise"] is None and facts["Trak(dim=1000)"]["projection_noise"] is None
-    assert set(exact["coverage"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert plain["projection_noise"] is None and facts["Trak(dim=1000)"]["projection_noise"] is None
+    assert set(plain["coverage"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
 def test_other_queries_and_regularisations_read_the_features_that_are_kept(tmp_path):
