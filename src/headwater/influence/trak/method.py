@@ -103,7 +103,7 @@ class Trak:
         engine.load((request.run.checkpoints[-1],))
         outputs.prove(engine)
         found = self._carried_out(engine, outputs, request)
-        _warn_of_zeros(found.zero_rows, request.run.size)
+        _warn_of_zeros(found.zero_rows, request.run.size, not found.projected.startswith("none"))
         facts = self._facts(engine, found)
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": found.examples, "kept_bytes": found.kept}
         kind = torch.empty(0, dtype=numbers(engine)).numpy().dtype
@@ -233,12 +233,11 @@ class _Seen:
         return int((self._low == self._high).sum())
 
 
-def _warn_of_zeros(count: int, size: int) -> None:
+def _warn_of_zeros(count: int, size: int, projected: bool) -> None:
     if count:
-        warnings.warn(
-            f"{count:,} of {size:,} training examples have outputs whose gradient is exactly zero, and scores of zero with every query: the output saturates there",
-            stacklevel=4,
-        )
+        why = "the output saturates there, or so small a projection lost them: another seed or a larger dim= would tell" if projected else "the output saturates there"
+        gradients = "projected gradients that are" if projected else "outputs whose gradient is"
+        warnings.warn(f"{count:,} of {size:,} training examples have {gradients} exactly zero, and scores of zero with every query: {why}", stacklevel=4)
 
 
 @contextmanager
