@@ -429,8 +429,9 @@ def test_examples_without_a_gradient_are_counted_and_warned_of(tmp_path):
     x = some(12, 4).abs()
     x[[2, 5]] *= -1  # every hidden unit is off
     run = made(tmp_path / "run", dead, (x, CLASSES), TASK)
-    for method, said in ((hw.Trak(), "outputs whose gradient is exactly zero"), (hw.Trak(dim=8), "so small a projection lost them"), (hw.Trak(dim=16), "a larger dim= would tell")):
-        with pytest.warns(UserWarning, match=f"2 of 12 training examples have .*{said}"):
+    said = {hw.Trak(): "outputs whose gradient is exactly zero", hw.Trak(dim=8): "so small a projection lost them", hw.Trak(dim=16): "a larger dim= would tell"}
+    for method, why in said.items():
+        with pytest.warns(UserWarning, match=f"2 of 12 training examples have .*{why}"):
             scores = hw.trace(run, (x, CLASSES), method, progress=False)
         assert scores.provenance["zero_rows"] == 2
         assert np.flatnonzero(np.abs(scores.values).max(0) < 1e-12).tolist() == [2, 5]

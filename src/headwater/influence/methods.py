@@ -15,6 +15,7 @@ from headwater.influence.refine import Refine
 from headwater.influence.responses import Accumulated, Constant, DampedInverse, Surviving
 from headwater.linalg import Response
 from headwater.training import Run, Segment, segments
+from headwater.training.segments import AUTO
 
 RANK_ONLY, COSINE, MEASUREMENT = "rank only", "cosine", "measurement"
 Weights = tuple[int, ...]
@@ -189,8 +190,8 @@ class Source:
     the segment's checkpoints.
 
     Args:
-        segments: how many in the whole run (stages share them by steps, at least one each), or one number per stage. Where exactly to
-            cut was found to matter little.
+        segments: how many in the whole run (stages share them by steps, at least one each), one number per stage, or "auto": the fewest
+            whose gradients drift little, as the recorded weights and rates tell. Where to cut was found to matter little.
         average: "gradients": one pass per checkpoint; "parameters": one pass per segment at the mean of its checkpoints'
             weights (FAST-SOURCE), about C/L times cheaper.
         curvature: how H_l is estimated.
@@ -208,7 +209,7 @@ class Source:
     Source(segments=3, average='parameters', curvature=EKFAC(fisher='auto', seed=0, examples=None), refine=None)
     """
 
-    segments: int | tuple[int, ...] = 3
+    segments: int | tuple[int, ...] | str = 3
     average: str = "gradients"
     curvature: Estimate = EKFAC()
     refine: Refine | int | None = None
@@ -220,8 +221,8 @@ class Source:
         if self.average not in ("gradients", "parameters"):
             raise InputError(f"average={self.average!r}", "'gradients' or 'parameters'", "see hw.Source")
         counts = self.segments if isinstance(self.segments, tuple) else (self.segments,)
-        if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
-            raise InputError(f"segments={self.segments!r}", "at least one segment (per stage)", "hw.Source(segments=3) is the published choice")
+        if self.segments != AUTO and (not counts or any(isinstance(count, str) or count < 1 for count in counts)):
+            raise InputError(f"segments={self.segments!r}", 'at least one segment (per stage), or "auto"', "hw.Source(segments=3) is the published choice")
 
     def plan(self, run: Run) -> Table:
         rows = tuple(self._row(run, segment) for segment in segments(run, self.segments))
