@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 DOOR = [
     "Accumulator",
+    "CheckpointEnsemble",
     "Datamodel",
     "Dense",
     "Diagonal",

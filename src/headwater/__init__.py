@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Refine, Representations, Source, TracIn, floors, projections
-    from headwater.influence.ensembles import DropoutEnsemble, Ensemble, LoraEnsemble
+    from headwater.influence.ensembles import CheckpointEnsemble, DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.index import Index, index
     from headwater.influence.logra import LoGra
     from headwater.influence.trace import self_influence, trace
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EKFAC",
     "Accumulator",
+    "CheckpointEnsemble",
     "Datamodel",
     "Dense",
     "Diagonal",
@@ -97,7 +98,7 @@ _ROOMS = {
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
     "influence": ("GradCos", "GradDot", "Influence", "Query", "Refine", "Source", "TracIn", "floors", "projections", "self_influence", "trace"),
-    "influence.ensembles": ("DropoutEnsemble", "Ensemble", "LoraEnsemble"),
+    "influence.ensembles": ("CheckpointEnsemble", "DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.index": ("Index", "index"),
     "influence.logra": ("LoGra",),
     "influence.shapley": ("KNNShapley",),

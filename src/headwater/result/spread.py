@@ -42,7 +42,7 @@ class Gain(NamedTuple):
 @dataclass(frozen=True)
 class Spread:
     """One-way random effects over the members of an ensemble: ``models`` independent models with ``per_model`` variants each (dropout
-    masks, adapters; 1 where there are none).
+    masks, adapters, checkpoints; 1 where there are none).
 
     Args:
         between: variance of a score between models, over and above that of their variants (mean over all scores), at least 0; where each

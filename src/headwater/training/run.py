@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,17 @@ class Run:
         """Put a checkpoint's weights into a model of this run; the model."""
         model.load_state_dict(self.weights(step), strict=False)
         return model
+
+    def until(self, step: int) -> Run:
+        """The run as it would be if it had ended at ``step``, a checkpoint of its last stage: the same examples, earlier checkpoints alone.
+        Raises MissingCheckpoint, InputError."""
+        self.weights_hash(step)
+        last = self.stages[-1]
+        if step <= last.start:
+            expected = f"one of {list(last.checkpoints(self.checkpoints))}"
+            raise InputError(f"until({step}), before the last stage {last.name!r} began", expected, "take a checkpoint of that stage")
+        kept = {k: held for k, held in self.manifest["checkpoints"].items() if int(k) <= step}
+        return replace(self, manifest={**self.manifest, "checkpoints": kept}, stages=(*self.stages[:-1], replace(last, stop=step)))
 
     # -- how fast it moved -----------------------------------------------------------------------------------------------------
 
