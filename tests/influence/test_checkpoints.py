@@ -36,9 +36,10 @@ def test_members_are_the_models_of_trainings_that_ended_there(run, shorter, meth
     assert found.spread.models == 1 and found.spread.per_model == 3
 
 
-@pytest.mark.parametrize("method", [Kernel(), hw.Trak()], ids=repr)
-def test_kernels_and_weights_of_checkpoints_are_averaged_apart(run, shorter, method):
-    parts = [method.parts(_request(r)).arrays for r in shorter]
+@pytest.mark.parametrize("method", [Kernel(), hw.Trak(), hw.Trak(dim=4)], ids=repr)
+def test_kernels_and_weights_of_checkpoints_are_averaged_apart_each_with_its_own_projection(run, shorter, method):
+    own = [method.member(2), method.member(1), method]
+    parts = [m.parts(_request(r)).arrays for m, r in zip(own, shorter, strict=True)]
     kernel, weight = (np.mean([p[name] for p in parts], axis=0) for name in ("kernel", "weight"))
     assert close(values(run, hw.CheckpointEnsemble(method)), kernel * weight)
 
