@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ensembles_trainings import Training
@@ -38,7 +38,7 @@ class Scheme:
     def ensemble(self, method: Any, runs: Sequence[hw.Run]) -> hw.Ensemble:
         """What ``hw.trace`` takes. Checkpoints: the last ones of a training, each as if it had ended there."""
         if self.kind == CHECKPOINTS:
-            return hw.Ensemble(method, [until(run, step) for run in runs for step in run.checkpoints[-self.each :]])
+            return hw.Ensemble(method, [run.until(step) for run in runs for step in run.checkpoints[-self.each :]])
         variants = {
             NAIVE: lambda: method,
             DROPOUT: lambda: hw.DropoutEnsemble(method, members=self.each),
@@ -49,12 +49,6 @@ class Scheme:
             MERGED: lambda: hw.LoraEnsemble(method, members=self.each, merged=True),
         }
         return hw.Ensemble(variants[self.kind](), runs)
-
-
-def until(run: hw.Run, step: int) -> hw.Run:
-    """A run of one stage, as it was when it had come to ``step``."""
-    kept = {k: v for k, v in run.manifest["checkpoints"].items() if int(k) <= step}
-    return replace(run, manifest={**run.manifest, "checkpoints": kept}, stages=(replace(run.stages[0], stop=step),))
 
 
 Families = dict[str, tuple[Scheme, ...]]

@@ -86,7 +86,7 @@ def test_what_is_there_stays_and_what_was_interrupted_is_done_anew(parts, small,
 def test_a_run_until_a_checkpoint_is_the_training_that_ended_there(parts, small, place, tmp_path):
     run = parts.cells.own_copy(small, place, tmp_path, 0)
     step = run.checkpoints[-2]
-    early = parts.schemes.until(run, step)
+    early = run.until(step)
     assert (early.checkpoints[-1], early.stages[0].stop) == (step, step)
     damping = 1 / max(run.rates(0, step).values())
     queries = small.data()[1]
