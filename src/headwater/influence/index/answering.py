@@ -16,6 +16,7 @@ from headwater.influence.engine import Engine
 from headwater.influence.index.asker import Asker
 from headwater.influence.index.carried import CarriedSide
 from headwater.influence.index.layout import FACTORS, covering
+from headwater.influence.index.near import Basis, Near
 from headwater.influence.index.parted import SAMPLE, parted
 from headwater.influence.index.reading import Index
 from headwater.influence.index.rows import Keeper
@@ -104,10 +105,10 @@ def scores_of(
     ids = ids if ids is not None else {s.index: np.arange(s.size) for s in stages}
     starts = dict(zip(ids, np.cumsum([0, *(len(i) for i in ids.values())]), strict=False))
     out = [torch.zeros(rows.stop - rows.start, sum(len(i) for i in ids.values()), dtype=scores_dtype(engine)) for _ in tables]
-    turned = _Turned(engine, index, base, tolerance[1])
+    turned = _Turned(engine, index, tables, base, tolerance[1])
     for p, uses in work:
         stage = index.panels[p].stage
-        for part, added in _pass(engine, index, p, turned.of(p, side.prepare(uses)), ids[stage]):
+        for part, added in _pass(engine, index, p, turned.of(p, side.prepare(uses), out), ids[stage]):
             for use, block in added:
                 out[use.method][:, starts[stage] + part] += block.to(out[use.method])
         side.release(uses)
@@ -117,13 +118,14 @@ def scores_of(
 class _Turned:
     """Query vectors in the coordinates of one panel after the other; those of the last basis are kept, for the panels that share it."""
 
-    def __init__(self, engine: Engine, index: Index, base: Queries, tolerance: float) -> None:
+    def __init__(self, engine: Engine, index: Index, tables: list[Table], base: Queries, tolerance: float) -> None:
         self.engine, self.index, self.base, self.tolerance = engine, index, base, tolerance
+        self.shares = [max(1, (len(table.rows) - 1) * len(base)) for table in tables]
         self.held: dict[tuple[int, int], Queries] = {}
         self.fit: Fit | None = None
 
-    def of(self, p: int, seen: list[Seen]) -> list[Seen]:
-        """The seen rows, to be compared with panel ``p``'s gradients."""
+    def of(self, p: int, seen: list[Seen], scores: list[Tensor]) -> list[Seen]:
+        """The seen rows, to be compared with panel ``p``'s gradients, and then added to each method's ``scores``."""
         index, fit = self.index, self.index.panels[p].fit
         keepers = index.keepers(self.engine, p)
         if self.fit != fit or any(k.keep is not None or k.white is not None for k in keepers.values()):
@@ -133,10 +135,19 @@ class _Turned:
         for s in seen:
             key = (s.use.method, s.use.index)
             if key not in self.held:
-                self.held[key] = {n: self._one(p, keepers[n], v) for n, v in s.vectors.items()}
+                reference = self._reference(p, s.use, scores[s.use.method])
+                self.held[key] = {n: self._one(p, keepers[n], v, reference) for n, v in s.vectors.items()}
         return [Seen(s.use, self.held[s.use.method, s.use.index], s.norms) for s in seen]
 
-    def _one(self, p: int, keeper: Keeper, side: Any) -> Any:
+    def _reference(self, p: int, use: Use, scores: Tensor) -> Tensor:
+        """The mean square (queries,) that one block's products may be off by in this row, over the squared tolerance: an equal share,
+        among all blocks and carried rows, of that of the method's scores so far."""
+        panels = len(use.row.at) / len(self.index.panels[p].at)  # whose errors may be the same
+        return scores.square().mean(1) / (self.shares[use.method] * (use.factor * panels) ** 2)
+
+    def _one(self, p: int, keeper: Keeper, side: Any, reference: Tensor) -> Any:
+        if isinstance(side, Near) and keeper.kind == FACTORS:
+            return side.parted(Basis.of(keeper.basis.left, keeper.basis.right), self._energy(p, keeper), self.tolerance, reference)
         found, raw = keeper.turned(side), self.base[keeper.name]
         if not isinstance(found, Whole) or keeper.kind != FACTORS or not isinstance(raw, Factored) or self.tolerance <= 0:
             return found

@@ -150,7 +150,7 @@ class _Build:
         weights = [[p.describe(), [[self.run.weights_hash(step) for step in w] for w in p.at]] for p in self.panels]
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         paces = [[sorted(self.run.rates(p.pace.start, p.pace.stop).items()) if p.pace else None] for p in self.panels]
-        return content_hash("index-1", weights, paces, data, blocks, self.run.variant, self.dim, self.dtype, sorted(whole))
+        return content_hash("index-1", weights, paces, data, blocks, self.run.architecture, self.dim, self.dtype, sorted(whole))
 
     # -- the work --------------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.estimate import BlockwiseFlow
+from headwater.influence.index.near import Near, near
 from headwater.influence.methods import Row
 from headwater.influence.scoring import QuerySide, Use, query_gradients
 from headwater.influence.vectors import Factored, Queries, Side, Whole, respond, through
@@ -61,8 +62,11 @@ def _both(flow: Any, row: Row, u: Queries, carry: bool, tolerance: float) -> tup
     return {n: seen[n] for n in u}, {n: carried[n] for n in u} if carry else None
 
 
-def _one(flow: Any, name: str, row: Row, side: Side, carry: bool, tolerance: float) -> tuple[Any, Whole | None]:
+def _one(flow: Any, name: str, row: Row, side: Side, carry: bool, tolerance: float) -> tuple[Any, Whole | Near | None]:
     matrix = flow.matrix
+    close = near(flow, side) if tolerance > 0 else None
+    if close is not None and (carry or isinstance(side, Near)):
+        return _near(flow, name, row, close, isinstance(side, Factored), carry, tolerance)
     spectrum = matrix.spectrum.clamp_min(0)
     phi, psi = flow.gain * row.phi(spectrum), row.psi(spectrum) if carry and row.psi is not None else None
     seen: Any = None
@@ -82,6 +86,14 @@ def _one(flow: Any, name: str, row: Row, side: Side, carry: bool, tolerance: flo
         if moved is not None and psi is not None:
             moved[rows] = matrix.restore(turned * psi.to(turned.dtype))
     return seen if found is None else InBasis(matrix, found), None if moved is None else Whole(moved)
+
+
+def _near(flow: Any, name: str, row: Row, side: Near, first: bool, carry: bool, tolerance: float) -> tuple[Any, Near | None]:
+    """As :func:`_one`, for queries that stay a multiple of themselves and a correction on few eigenvectors."""
+    responses: list[tuple[Any, Any]] = [*([] if first else [(row.phi, flow.gain)]), *([(row.psi, 1.0)] if carry else [])]
+    made = side.through(flow, responses, tolerance)
+    seen = respond(BlockwiseFlow({name: flow}), row.phi, {name: side.raw}, tolerance)[name] if first else made[0]
+    return seen, made[-1] if carry else None
 
 
 def _turned(matrix: Kronecker, side: Side) -> Tensor:
