@@ -45,6 +45,9 @@ SETTINGS = np.dtype(
 FORWARDS = np.dtype([("step", "<u8"), ("batch", "<u4"), ("mode", "<u2"), ("cast", "<u2"), ("random", "<i8")])
 """``mode`` and ``cast`` count in the manifest's lists, ``random`` in random.npy (-1: the pass drew no random numbers)."""
 RANDOM = np.dtype([("cpu", "u1", (5056,)), ("cuda", "u1", (16,))])
+Rows = list[tuple[Any, ...]]
+"""Of one of these tables, in the order of its fields."""
+_TOGETHER = 64  # steps whose gradient norms are put together at a time
 _LOGS = {"moves": MOVES, "settings": SETTINGS, "forwards": FORWARDS, "random": RANDOM}
 _MADE_LATER = ("factors", "jobs", "index", "states", "trak", "members", "adapters")  # from the run, and named by its weights
 _OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", "steps.npy", "order.npy", *(f"{name}.npy" for name in _LOGS))
@@ -93,6 +96,8 @@ class Journal:
         }
         self.steps, self.order = Log(self.path / "steps.npy", STEPS), Log(self.path / "order.npy", ORDER)
         self.replay: dict[str, Log] = {}
+        self._moves: list[tuple[int, bool, bool, float]] = []
+        self._norms: list[list[Tensor]] = []
 
     def _clear(self) -> None:
         """Remove what an earlier run left, the manifest first; nothing else in the directory is touched."""
@@ -105,18 +110,37 @@ class Journal:
                 else:
                     place.unlink(missing_ok=True)
 
-    def log(self, rows: np.ndarray, ids: np.ndarray) -> None:
+    def log(self, rows: np.ndarray | Rows, ids: np.ndarray) -> None:
         """One step: a row of :data:`STEPS` for each group, and the examples it saw."""
         self.steps.append(rows)
         self.order.append(ids)
 
-    def log_replay(self, **rows: np.ndarray) -> None:
-        """Rows of the logs that only a replay needs, by their names; the logs begin with the first of them."""
+    def log_replay(self, **rows: np.ndarray | Rows) -> None:
+        """Rows of the logs that only a replay needs, by their names."""
         if not self.replay:
-            self.replay = {name: Log(self.path / f"{name}.npy", dtype) for name, dtype in _LOGS.items()}
-            self.manifest["replay"] = {"modes": [], "casts": [], "machine": machine()}
+            self._begin_replay()
         for name, found in rows.items():
             self.replay[name].append(found)
+
+    def log_move(self, step: int, moved: bool, touched: bool, loss: float, norms: list[Tensor]) -> None:
+        """A row of :data:`MOVES`, with the norms of all gradients (none: no norm). They are put together later, many steps at a time: one
+        small kernel costs as much as a large one, and on a GPU every number read is a wait."""
+        if not self.replay:
+            self._begin_replay()
+        self._moves.append((step, moved, touched, loss))
+        self._norms.append(norms)
+        if len(self._moves) >= _TOGETHER:
+            self._settle_moves()
+
+    def _begin_replay(self) -> None:
+        """The logs for replays begin with the first step."""
+        self.replay = {name: Log(self.path / f"{name}.npy", dtype) for name, dtype in _LOGS.items()}
+        self.manifest["replay"] = {"modes": [], "casts": [], "machine": machine()}
+
+    def _settle_moves(self) -> None:
+        if self._moves:
+            self.replay["moves"].append([(*move, norm) for move, norm in zip(self._moves, norms_of(self._norms), strict=True)])
+            self._moves, self._norms = [], []
 
     def number(self, table: str, fact: Any) -> int:
         """The place of a fact (plain JSON) in one of the manifest's lists for replays, "modes" or "casts"; put there if it is new."""
@@ -149,10 +173,25 @@ class Journal:
 
     def flush(self) -> None:
         """Write the manifest for all that is on the disk by now."""
+        self._settle_moves()
         self.manifest["steps"], self.manifest["order"] = self.steps.flush(), self.order.flush()
         for name, log in self.replay.items():
             self.manifest["replay"][name] = log.flush()
         write_json(self.path / "manifest.json", self.manifest)
+
+
+def norms_of(parts: list[list[Tensor]]) -> list[float]:
+    """Of each step's gradient, from the norms of its parts; NaN for a step without any.
+
+    >>> norms_of([[torch.tensor(3.0), torch.tensor(4.0)], [], [torch.tensor(2.0)]])
+    [5.0, nan, 2.0]
+    """
+    found = [norm for step in parts for norm in step]
+    if len({(norm.dtype, norm.device) for norm in found}) > 1:
+        found = [norm.to("cpu", torch.float64) for norm in found]
+    values = torch.stack(found).to("cpu", torch.float64).numpy() if found else np.zeros(0)
+    ends = np.cumsum([len(step) for step in parts])
+    return [float(np.linalg.norm(values[end - len(step) : end])) if step else np.nan for step, end in zip(parts, ends, strict=True)]
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -238,7 +238,7 @@ def _ids(indices: Any, size: int) -> np.ndarray:
     ids = (indices.detach().cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)).reshape(-1)
     if ids.dtype.kind not in "iu" or len(ids) == 0:
         raise InputError(f"indices of type {ids.dtype} and length {len(ids)}", "the integer ids of the batch's examples", "recorder.step(indices)")
-    if ids.min() < 0 or ids.max() >= size:
+    if ids.astype(np.uint64).max() >= size:  # a negative id counts as a huge one
         raise InputError(f"indices from {ids.min()} to {ids.max()}", f"ids from 0 to {size - 1}", "count examples in the dataset that the recorder was given")
     return ids.astype(np.uint32)
 

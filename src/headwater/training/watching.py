@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headwater.errors import RunError
-from headwater.training.journal import FORWARDS, MOVES, RANDOM, SETTINGS, STEPS, Journal
+from headwater.training.journal import RANDOM, Journal, Rows
 from headwater.training.optimizers import OptimizerRecord, state_tensors
 from headwater.training.places import Places
 
@@ -22,11 +22,11 @@ class Watched:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, record: OptimizerRecord, size: int, places: Places) -> None:
         self.model, self.optimizer, self.record, self.size, self.places = model, optimizer, record, size, places
-        self.pending: list[list[dict[str, Any]]] = []
+        self.pending: list[list[tuple[Any, ...]]] = []
         self.moved = False
         self.state: dict[str, Tensor] = {}
         self.ears = Ears(model)
-        self._norm: Tensor | None = None
+        self._norms: list[Tensor] = []
         self._touched = False
         self._versions = self._count()
         self._hooks = [optimizer.register_step_pre_hook(self._note), optimizer.register_step_post_hook(self._settle)]
@@ -39,8 +39,8 @@ class Watched:
         if not self.moved and not self.pending:
             self.state = {k: t.clone() for k, t in state_tensors(self.optimizer, self.model).items()}
         self._touched |= self._count() != self._versions
-        self._norm = gradient_norm(self.optimizer)
-        self.pending.append([dict(group, params=None) for group in self.optimizer.param_groups])
+        self._norms = gradient_norms(self.optimizer)
+        self.pending.append([_noted(group) for group in self.optimizer.param_groups])
 
     def _settle(self, *_: Any) -> None:
         self._versions = self._count()
@@ -50,59 +50,49 @@ class Watched:
             hook.remove()
         self.ears.release()
 
-    def rows(self, stage: int, step: int, clip: float, batch: int) -> np.ndarray:
-        """The rows of :data:`STEPS` for the step since the last call."""
+    def rows(self, stage: int, step: int, clip: float, batch: int) -> Rows:
+        """The rows of :data:`STEPS` for the step since the last call; all 0 where the optimizer took none."""
         if len(self.pending) > 1:
             raise RunError(
                 f"{len(self.pending)} optimizer steps since the last recorder.step()",
                 "recorder.step(indices) after every optimizer.step()",
                 "call it once per optimizer step, with the examples of all micro-batches",
             )
-        groups = self.pending[0] if self.pending else None
-        self.moved |= groups is not None
-        out = np.zeros(len(self.record.groups), STEPS)
-        out["stage"], out["step"], out["clip"], out["batch"], out["group"] = stage, step, clip, batch, np.arange(len(out))
-        if groups is not None:
-            if len(groups) != len(out):
-                raise RunError(f"an optimizer with {len(groups)} groups that had {len(out)}", "the same groups during a stage", "begin a new stage: recorder.stage(...)")
-            out["rate"] = [float(g["lr"]) for g in groups]
-            out["momentum"] = [float(g.get("momentum", 0.0)) for g in groups]
-            out["decay"] = [float(g["weight_decay"]) for g in groups]
-        return out
+        count = len(self.record.groups)
+        groups = self.pending[0] if self.pending else [(0.0,) * 3] * count
+        self.moved |= bool(self.pending)
+        if len(groups) != count:
+            raise RunError(f"an optimizer with {len(groups)} groups that had {count}", "the same groups during a stage", "begin a new stage: recorder.stage(...)")
+        return [(step, stage, number, *group[:3], clip, batch) for number, group in enumerate(groups)]
 
     def log(self, journal: Journal, step: int, loss: Any) -> None:
         """Write what a replay needs to know of the step since the last call."""
         groups = self.pending.pop() if self.pending else None
-        move = np.zeros(1, MOVES)
-        move["step"], move["moved"], move["touched"] = step, groups is not None, self._touched
-        move["loss"] = NAN if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
-        move["norm"] = NAN if self._norm is None else float(self._norm)
-        self._norm, self._touched = None, False
-        journal.log_replay(moves=move, settings=_settings(groups or [], step))
+        value = NAN if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
+        journal.log_move(step, groups is not None, self._touched, value, self._norms)
+        self._norms, self._touched = [], False
+        if groups is not None:
+            journal.log_replay(settings=[(step, number, *group[3:]) for number, group in enumerate(groups)])
         self.ears.log(journal, step)
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """The norm of all gradients together, as the optimizer meets them (clipped and unscaled); None where there are none."""
+def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The norm of each gradient, as the optimizer meets them (clipped and unscaled)."""
     found = [p.grad.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not found:
+        return []
     flat = [g.coalesce().values() if g.is_sparse else g for g in found]
-    if not flat:
-        return None
     if all(g.dtype in (torch.float32, torch.float64) for g in flat):
-        norms = list(torch._foreach_norm(flat))  # one call for all of them, as torch's own clipping does
-    else:
-        norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in flat]
-    return torch.linalg.vector_norm(torch.stack([norm.to(flat[0].device, torch.float64) for norm in norms]))
+        return list(torch._foreach_norm(flat))  # one call for all of them, as torch's own clipping does
+    return [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in flat]
 
 
-def _settings(groups: list[dict[str, Any]], step: int) -> np.ndarray:
-    out = np.zeros(len(groups), SETTINGS)
-    out["step"], out["group"] = step, np.arange(len(groups))
-    for row, group in zip(out, groups, strict=True):
-        row["beta1"], row["beta2"] = (float(beta) for beta in group.get("betas", (0.0, 0.0)))
-        row["eps"], row["dampening"] = float(group.get("eps", 0.0)), float(group.get("dampening", 0.0))
-        row["nesterov"], row["amsgrad"] = bool(group.get("nesterov")), bool(group.get("amsgrad"))
-    return out
+def _noted(group: dict[str, Any]) -> tuple[Any, ...]:
+    """A group's settings now: first those of :data:`STEPS`, then those of :data:`SETTINGS`, in their order."""
+    get = group.get
+    beta1, beta2 = get("betas", (0.0, 0.0))
+    steps = float(group["lr"]), float(get("momentum", 0.0)), float(group["weight_decay"])
+    return *steps, float(beta1), float(beta2), float(get("eps", 0.0)), float(get("dampening", 0.0)), bool(get("nesterov")), bool(get("amsgrad"))
 
 
 class Ears:
@@ -113,9 +103,11 @@ class Ears:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.compiled = getattr(model, "_compiled_call_impl", None) is not None
-        self.heard: list[tuple[int, bytes, list[str], np.ndarray | None]] = []
+        self.heard: list[tuple[int, bytes, tuple[str, ...], np.ndarray | None]] = []
         self.foreign = False
         self._states: tuple[Tensor, Tensor | None] | None = None
+        self._modes: dict[bytes, list[str]] = {}
+        self._numbers: dict[bytes | tuple[str, ...], int] = {}
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._cuda = device if device.type == "cuda" else None
         self._device = device.type
@@ -133,31 +125,37 @@ class Ears:
         if module is not self.model or self._states is None:
             return
         before, after, self._states = self._states, self._random(), None
-        drew = not torch.equal(before[0], after[0]) or (before[1] is not None and not torch.equal(before[1], after[1]))  # type: ignore[arg-type]
-        self.heard.append((self._batch, bytes(m.training for m in self.model.modules()), self._cast(), _packed(before) if drew else None))
+        drew = any(a is not None and b is not None and _content(a) != _content(b) for a, b in zip(before, after, strict=True))
+        self.heard.append((self._batch, self._mode(), self._cast(), _packed(before) if drew else None))
+
+    def _mode(self) -> bytes:
+        """A name for the modes that the modules are in now; which of them train is looked up once for each."""
+        found = bytes(_training(self.model, []))
+        if found not in self._modes:
+            self._modes[found] = [name for name, module in self.model.named_modules() if module.training]
+        return found
 
     def _random(self) -> tuple[Tensor, Tensor | None]:
         return torch.get_rng_state(), torch.cuda.get_rng_state(self._cuda) if self._cuda is not None else None
 
-    def _cast(self) -> list[str]:
-        """The autocast that a pass ran under: [device, dtype], or nothing."""
+    def _cast(self) -> tuple[str, ...]:
+        """The autocast that a pass ran under: (device, dtype), or nothing."""
         on = torch.is_autocast_enabled(self._device)
-        return [self._device, str(torch.get_autocast_dtype(self._device)).removeprefix("torch.")] if on else []
+        return (self._device, str(torch.get_autocast_dtype(self._device)).removeprefix("torch.")) if on else ()
 
     def log(self, journal: Journal, step: int) -> None:
         """Write the passes heard since the last call; where none was heard, the mode that the model is in now."""
-        heard = self.heard or [(0, bytes(m.training for m in self.model.modules()), [], None)]
-        names = [name for name, _ in self.model.named_modules()]
-        rows = np.zeros(len(heard), FORWARDS)
-        states: list[np.ndarray] = []
-        for row, (batch, mode, cast, state) in zip(rows, heard, strict=True):
-            row["step"], row["batch"], row["random"] = step, batch, -1
-            row["mode"] = journal.number("modes", [name for name, training in zip(names, mode, strict=True) if training])
-            row["cast"] = journal.number("casts", cast)
+        rows: Rows = []
+        for batch, mode, cast, state in self.heard or [(0, self._mode(), (), None)]:
+            for table, fact, held in (("modes", self._modes[mode], mode), ("casts", list(cast), cast)):
+                if held not in self._numbers:
+                    self._numbers[held] = journal.number(table, fact)
+            random = -1
             if state is not None:
-                row["random"] = journal.replay["random"].total + len(states)
-                states.append(state)
-        journal.log_replay(forwards=rows, **({"random": np.concatenate(states)} if states else {}))
+                random = journal.replay["random"].total
+                journal.log_replay(random=state)
+            rows.append((step, batch, self._numbers[mode], self._numbers[cast], random))
+        journal.log_replay(forwards=rows)
         self.heard = []
 
     def release(self) -> None:
@@ -183,6 +181,19 @@ class _Ear:
 
 def _nothing(*_: Any) -> None:
     """The hook of a copy."""
+
+
+def _training(module: nn.Module, found: list[bool]) -> list[bool]:
+    """The mode of a module and of all within it."""
+    found.append(module.training)
+    for child in module._modules.values():
+        if child is not None:
+            _training(child, found)
+    return found
+
+
+def _content(state: Tensor) -> bytes:
+    return state.numpy().tobytes()
 
 
 def _packed(states: tuple[Tensor, Tensor | None]) -> np.ndarray:
