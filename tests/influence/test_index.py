@@ -14,8 +14,11 @@ import headwater as hw
 from headwater.capture import BlockGradient, Outer
 from headwater.errors import DamagedFile, InputError, ModelMismatch, NotFinite, QueryError
 from headwater.influence.engine import Engine
+from headwater.influence.index.near import MARGIN, Basis, Near, near
 from headwater.influence.index.parted import Parted, parted
+from headwater.influence.responses import Accumulated, Surviving
 from headwater.influence.vectors import Factored, Whole
+from headwater.linalg import Diagonal, Flow, Kronecker
 from tests.influence.test_laws import ASKED, OPTIMIZERS, TASK, TRAIN, close, record, sgd, values
 
 METHODS = [hw.GradDot(), hw.GradCos(), hw.TracIn(), hw.Influence(), hw.Influence(damping=0.01), hw.Source()]
@@ -352,6 +355,87 @@ def test_a_carried_query_is_a_multiple_of_itself_and_a_few_coordinates():
         assert torch.allclose(Whole(found.whole()).dot(gradient), found.dot(gradient), atol=1e-4)
     everywhere = Whole(torch.randn(5, 1, 20, 30))
     assert parted(everywhere, raw, energy, 1e-3) is everywhere
+
+
+def contracting(seed, decay=0.02):
+    """Curvature of 12 x 20 as an optimizer of one rate meets it: a spectrum that falls fast, in bases that differ as those of segments do."""
+    g = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.eye(n) + 0.1 * torch.randn(1, n, n, generator=g, dtype=torch.float64)).Q for n in (12, 20))
+    falling = [torch.arange(1, n + 1, dtype=torch.float64) ** -2.0 for n in (12, 20)]
+    return Kronecker(left, right, (falling[0][:, None] * falling[1]).unsqueeze(0)).flow(0.7, decay)
+
+
+def chained(flows, raw, tolerance):
+    """Queries carried by all flows but the last, seen by the last: on few eigenvectors, and whole."""
+    side, whole = Near.itself(raw), raw.whole()
+    for flow in flows[:-1]:
+        (side,) = side.through(flow, [(Surviving(5.0), 1.0)], tolerance)
+        whole = flow.carry(Surviving(5.0))(whole)
+    (seen,) = side.through(flows[-1], [(Accumulated(5.0), flows[-1].gain)], tolerance)
+    return seen, flows[-1].respond(Accumulated(5.0))(whole)
+
+
+def test_queries_carried_through_several_bases_are_themselves_and_few_eigenvectors():
+    torch.manual_seed(0)
+    raw = Factored(torch.randn(40, 12, dtype=torch.float64), torch.randn(40, 20, dtype=torch.float64))
+    flows = [contracting(seed) for seed in (1, 2, 3)]
+    gradient = BlockGradient((Outer(torch.randn(30, 1, 1, 20, dtype=torch.float64), torch.randn(30, 1, 1, 12, dtype=torch.float64)),))
+    seen, whole = chained(flows, raw, 0.0)
+    assert torch.allclose(seen.whole(), whole, atol=1e-12) and torch.allclose(seen.dot(gradient), Whole(whole).dot(gradient), atol=1e-11)
+    assert torch.allclose(seen.square_norms(), Whole(whole).square_norms(), rtol=1e-10) and torch.allclose(seen.part(slice(3, 9)).whole(), whole[3:9], atol=1e-12)
+    sizes = []
+    for tolerance in (0.3, 0.1, 0.03):  # three responses in bases of their own: their errors together
+        seen, whole = chained(flows, raw, tolerance)
+        assert 0 < off_by(flows[-1], seen.whole(), whole) <= 1.5 * tolerance
+        sizes.append(seen.rest[0].numel())
+    assert sizes[0] < sizes[1] < sizes[2] <= 240 and sizes[0] < 120
+
+
+def off_by(flow, found, exact):
+    """Relative error of vectors in the root mean square of their products with gradients under a flow's curvature."""
+    weight = flow.matrix.spectrum[0] - flow.floor
+    off, size = ((flow.matrix.rotate(v).square().mean((0, 1)) * weight).sum().sqrt() for v in (found - exact, exact))
+    return off / size
+
+
+@pytest.mark.parametrize("response", [Accumulated(5.0), Surviving(5.0)], ids=repr)
+def test_one_response_leaves_out_no_more_than_it_may(response):
+    torch.manual_seed(0)
+    raw = Factored(torch.randn(16, 12, dtype=torch.float64), torch.randn(16, 20, dtype=torch.float64))
+    first, flow = contracting(1), contracting(2)
+    (side,) = Near.itself(raw).through(first, [(Surviving(5.0), 1.0)], 0.0)
+    (exact,) = side.through(flow, [(response, 1.0)], 0.0)
+    for tolerance in (0.5, 0.1, 0.02):
+        (found,) = side.through(flow, [(response, 1.0)], tolerance)
+        assert 0 < off_by(flow, found.whole(), exact.whole()) <= MARGIN * tolerance
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own basis", "another"])
+def test_a_carried_query_meets_examples_on_few_coordinates_within_the_tolerance(own):
+    """Of each query's own score, or of the scores that it is added to, in the root mean square over queries: of 16 all are looked at; what
+    16 of 64 tell of the others is nearly as true."""
+    torch.manual_seed(0)
+    lengths = torch.logspace(-2, 2, 64, dtype=torch.float64).unsqueeze(1)
+    raw = Factored(torch.randn(64, 12, dtype=torch.float64) * lengths, torch.randn(64, 20, dtype=torch.float64))
+    seen, _ = chained([contracting(seed, 0.0) for seed in (1, 2)], raw, 0.0)
+    at = contracting(2 if own else 1).matrix
+    basis, energy = (seen.basis if own else Basis.of(at.left, at.right)), at.spectrum[0]
+    for side, slack in ((seen.part(slice(0, 64, 4)), 1.0), (seen, 1.3)):
+        exact, counts = side.full(basis), []
+        scores = (exact.square() * energy).sum((1, 2))
+        for tolerance, reference in ((0.0, 0 * scores), (0.01, 0 * scores), (0.1, 0 * scores), (0.01, 400 * scores)):
+            found = side.parted(basis, energy, tolerance, reference)
+            off = ((found.whole().squeeze(1) - exact).square() * energy).sum((1, 2)) / torch.maximum(scores, reference)
+            assert off.mean().sqrt() <= slack * tolerance + 1e-12
+            counts.append(found.pairs.shape[1])
+        assert counts[0] > counts[1] > counts[2] > counts[3]
+
+
+def test_only_layers_of_one_rate_stay_near_themselves():
+    raw, flow = Factored(torch.ones(2, 12), torch.ones(2, 20)), contracting(1)
+    assert isinstance(near(flow, raw), Near) and near(flow, Whole(raw.whole())) is None
+    assert near(flow.matrix.flow(torch.rand(1, 12, 20)), raw) is None  # Adam's: a response of it is no multiple anywhere
+    assert isinstance(flow, Flow) and near(replace(flow, matrix=Diagonal(flow.matrix.spectrum)), raw) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- on the disk

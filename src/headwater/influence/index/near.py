@@ -23,7 +23,7 @@ SAMPLE = 16
 """Queries from which it is told which eigenvectors and coordinates matter; all of them where there are fewer."""
 ROUNDS = 2
 """How often the multiple and the coordinates kept are fitted to each other."""
-MARGIN = 1.0
+MARGIN = 0.5
 """How much of the tolerance leaving eigenvectors out may use; it hardly ever comes near (float32, 784-128-64-10: a tenth of it)."""
 
 
@@ -115,7 +115,8 @@ class Near:
 
     def through(self, flow: Flow, responses: list[tuple[Response, Tensor | float]], tolerance: float) -> list[Near]:
         """``gain * phi(H)`` of the vector for each (phi, gain), in the flow's basis. Eigenvectors are left out where that changes it by at
-        most a quarter of ``tolerance`` (root mean square, for gradients under this curvature)."""
+        most ``MARGIN * tolerance`` (root mean square, for gradients under this curvature; another segment's may weigh it otherwise, which
+        an index measures when it is built)."""
         matrix: Any = flow.matrix
         basis, spectrum = Basis.of(matrix.left, matrix.right), matrix.spectrum[0].clamp_min(0)
         floor = spectrum.new_tensor([flow.floor or 0.0])
