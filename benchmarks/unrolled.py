@@ -2,6 +2,7 @@
 
     python benchmarks/unrolled.py            # everything, about four minutes on one quiet core
     python benchmarks/unrolled.py memory | cost | fidelity
+    python benchmarks/unrolled.py --tiny     # in miniature, to see that it works: its figures mean nothing
 
 Prints (a) states kept and steps replayed by each schedule, held against a real walk, (b) processor time of 1, 4, 16 and 64 queries in units
 of one plain training of the same loop, (c) LDS and slope with 1 % of the examples removed: along the same batches (weights 0 through the
@@ -10,12 +11,13 @@ replay), and by really training again with the same seed on the rest.
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +45,11 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 # ---- (a) memory
 
 
-def memory() -> None:
+def memory(largest: int = 12) -> None:
     """The law, and a walk that counts."""
     print("\n(a) states kept and steps replayed, of T steps walked backwards")
     print(f"{'T':>6}" + "".join(f"{name:>24}" for name in NAMES))
-    for power in range(6, 13):
+    for power in range(6, largest + 1):
         length = 2**power
         cells = []
         for name in NAMES:
@@ -117,11 +119,14 @@ def timed(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def cost(steps: int = 100) -> None:
+NETWORKS = (((64, 64, 10), 64, sgd), ((256, 256, 10), 128, sgd), ((784, 256, 128, 10), 256, sgd), ((784, 256, 128, 10), 256, adamw))
+
+
+def cost(steps: int = 100, networks: tuple[Any, ...] = NETWORKS) -> None:
     """Several sizes of network, since starting kernels costs more than small ones do."""
     print(f"\n(b) processor time of exact unrolling ({steps} steps, every state kept), in plain trainings of the same loop")
     print(f"{'network, batch, optimizer':>36} {'training':>9} {'recorded':>9}" + "".join(f"{f'{q} queries':>12}" for q in (1, 4, 16, 64)) + f"{'64, of one by one':>19}")
-    for widths, batch, optimizer in (((64, 64, 10), 64, sgd), ((256, 256, 10), 128, sgd), ((784, 256, 128, 10), 256, sgd), ((784, 256, 128, 10), 256, adamw)):
+    for widths, batch, optimizer in networks:
         data, build = blobs(2000, widths[0], 0), mlp(*widths)
 
         def plain(recorder: hw.Recorder | None = None, data: tuple[Tensor, Tensor] = data, build=build, optimizer=optimizer, batch: int = batch) -> None:
@@ -193,7 +198,10 @@ TRAININGS = (
 )
 
 
-def fidelity(size: int = 400, batch: int = 50, subsets: int = 40) -> None:
+TINY = tuple((name, build, optimizer, 8) for name, build, optimizer, _ in TRAININGS[:1])
+
+
+def fidelity(size: int = 400, batch: int = 50, subsets: int = 40, trainings: tuple[Any, ...] = TRAININGS) -> None:
     """1 % removed, seed and order fixed; the last row is a training that is not smooth."""
     print(f"\n(c) 1 % of {size} examples removed at a fixed seed and order ({subsets} subsets, 20 queries); bars: LDS .9, slope .8 to 1.3")
     print(f"{'network, optimizer':>22} {'metasmooth':>11} {'replayed LDS':>28} {'slope':>7} {'retrained LDS':>28} {'slope':>7}")
@@ -201,7 +209,7 @@ def fidelity(size: int = 400, batch: int = 50, subsets: int = 40) -> None:
     train_set = (*everything, torch.arange(size))
     test_set = (*asked, torch.arange(20))
     removed = hw.evaluate.leave_out(size, subsets, 0.01, seed=0)
-    for name, build, optimizer, steps in TRAININGS:
+    for name, build, optimizer, steps in trainings:
         task = hw.tasks.Task(loss, measure)
         experiment = hw.Experiment(build, train_set, test_set, task, Fit(optimizer, size, steps, batch), name)
         with tempfile.TemporaryDirectory() as place:
@@ -219,11 +227,21 @@ def fidelity(size: int = 400, batch: int = 50, subsets: int = 40) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     parts = {"memory": memory, "cost": cost, "fidelity": fidelity}
-    print(f"torch {torch.__version__}, one thread, numpy {np.__version__}")
-    for name in sys.argv[1:] or parts:
-        parts[name]()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(parts))
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--repeats", type=int, default=1, help="not used: processor seconds of one process")
+    given = parser.parse_args()
+    unknown = [name for name in given.parts if name not in parts]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; there are {', '.join(parts)}")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, numpy {np.__version__}\n\n```")
+    small = {"memory": {"largest": 7}, "cost": {"steps": 3, "networks": NETWORKS[:1]}, "fidelity": {"trainings": TINY, "subsets": 4}}
+    for name in given.parts or parts:
+        parts[name](**(small[name] if given.tiny else {}))
+    print("```")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def scores(place, label):
     return np.load(place / f"scores-{label}.npy")
 
 
-@pytest.mark.parametrize("part", ["ekfac_mlp", "graddot", "scaling", "gpt2"])
+@pytest.mark.parametrize("part", ["ekfac_mlp", "graddot", "scaling", "gpt2", "index", "unrolled"])
 def test_every_part_prints_its_tables(part, tmp_path):
     printed = run(part, "--place", str(tmp_path), cwd=tmp_path)
-    assert "| Headwater" in printed or "Headwater |" in printed or "training examples |" in printed
+    assert "| Headwater" in printed or "Headwater |" in printed or "training examples |" in printed or "from the index |" in printed or "states kept" in printed
     assert "in miniature" in printed and "torch" in printed
     assert "nan" not in printed
 
