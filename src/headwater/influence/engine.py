@@ -115,7 +115,7 @@ class Engine:
         at = [[stage, [self.run.weights_hash(step) for step in weights]] for stage, weights in fit.at]
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         layout = [[n, list(b.shape), list(b.parameters)] for n, b in self.capture.blocks.items()]
-        return content_hash("factors-1", at, self.run.variant, data, layout, repr(fit.estimate), type(fit.estimate).__module__)
+        return content_hash("factors-1", at, self.run.architecture, data, layout, repr(fit.estimate), type(fit.estimate).__module__)
 
     def flow(self, row: Row) -> VectorFlow:
         """A row's curvature as the optimizer of its stage met it: preconditioned, with weight decay."""

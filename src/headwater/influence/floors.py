@@ -166,7 +166,7 @@ def gradient_norm() -> GradientNorm:
 def _same_for_all(request: Request, name: str, of: Callable[[Batch, Task], Tensor], batch_size: int) -> Parts:
     """One number for each training example of all stages, at the final weights, repeated in every row."""
     run, started = request.run, time.perf_counter()
-    key = content_hash("column-1", name, run.weights_hash(run.checkpoints[-1]), run.variant, [[s.fingerprint, task_identity(s.task)] for s in run.stages])
+    key = content_hash("column-1", name, run.weights_hash(run.checkpoints[-1]), run.architecture, [[s.fingerprint, task_identity(s.task)] for s in run.stages])
     job = Job(run.store, key, [(1, run.size)], torch.float64)
     bar = tqdm(total=run.size, unit=" examples", desc=name, leave=False, file=sys.stderr, disable=not request.progress, mininterval=0.5)
 

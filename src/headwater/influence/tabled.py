@@ -167,7 +167,7 @@ def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
     """What the scores depend on besides the queries."""
     weights = sorted({step for table in tables for row in table.rows for w in row.at for step in w} | {run.checkpoints[-1]})
     data = [[s.fingerprint, task_identity(s.task)] for s in run.stages]
-    return [[run.weights_hash(step) for step in weights], run.variant, list(map(repr, tables)), data, engine.batch_size]
+    return [[run.weights_hash(step) for step in weights], run.architecture, list(map(repr, tables)), data, engine.batch_size]
 
 
 def _tolerance(engine: Engine, tolerance: float | None) -> float:

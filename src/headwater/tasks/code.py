@@ -16,18 +16,33 @@ from torch import Tensor, nn
 
 from headwater.tasks.batches import hash_of
 
+_LIBRARIES = ("torch", "transformers", "peft", "builtins", "typing", "collections")
+"""Whose classes are known by their names."""
+
 
 def code_digest(function: Any, held: bool = False) -> str:
     """A short hash of what a function does.
 
     It covers the code without comments and docstrings, the plain constants it reads from its module and its closure, its defaults and
     bound arguments, what the object it is a method of holds, and the functions of the same module that it calls; with ``held`` also
-    the tensors, arrays and weights among all these. It cannot see further, say into a library of yours.
+    the tensors, arrays and weights among all these, what modules among them are made of (a criterion and its settings), and the names
+    of functions and classes from elsewhere. It cannot see further, say into a library of yours.
 
     >>> code_digest(lambda x: x + 1) == code_digest(lambda x: x + 2)
     False
     """
     return hashlib.blake2b("\n".join(_traits(function, set(), held)).encode(), digest_size=8).hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """A short hash of what a model computes, apart from its weights: the kinds of its modules, their settings, and their code.
+
+    Two models that take the same weights may do different things with them. Library classes are known by their names.
+
+    >>> model_digest(nn.Sequential(nn.Linear(2, 2), nn.Tanh())) == model_digest(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    False
+    """
+    return hashlib.blake2b("\n".join(_anatomy(model, set())).encode(), digest_size=8).hexdigest()
 
 
 def task_identity(task: Any) -> list[Any]:
@@ -38,6 +53,8 @@ def task_identity(task: Any) -> list[Any]:
 def _traits(function: Any, seen: set[int], held: bool) -> Iterator[str]:
     if isinstance(function, functools.partial):
         yield f"partial {_plain(function.args, held)} {_plain(function.keywords, held)}"
+        for value in (*function.args, *function.keywords.values()) if held else ():
+            yield from _elsewhere(value, seen)
         yield from _traits(function.func, seen, held)
         return
     if inspect.ismethod(function):
@@ -54,6 +71,42 @@ def _traits(function: Any, seen: set[int], held: bool) -> Iterator[str]:
         yield from _traits(type(function).__call__, seen, held)
 
 
+def _anatomy(model: nn.Module, seen: set[int]) -> Iterator[str]:
+    """What a module is made of: names, kinds, settings and the user's own code; not its weights, nor whether it is in training mode."""
+    for name, part in model.named_modules():
+        kind = type(part)
+        yield f"{name}: {_named(kind)}"
+        yield from _fields(_Settings({n: v for n, v in vars(part).items() if n not in ("training", "_parameters", "_buffers", "_modules")}), seen, False)
+        config = getattr(part, "config", None)
+        if config is not None and hasattr(config, "to_dict"):
+            yield from _plain({n: v for n, v in config.to_dict().items() if "name" not in n and "version" not in n})
+        for base in kind.__mro__:
+            if id(base) not in seen and base.__module__.split(".")[0] not in _LIBRARIES:
+                seen.add(id(base))
+                yield _source(base)
+        if kind.forward.__module__.split(".")[0] not in _LIBRARIES:
+            yield from _traits(kind.forward, seen, True)
+
+
+class _Settings:
+    """Values as the fields of an object."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+
+
+def _named(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+
+
+def _elsewhere(value: Any, seen: set[int]) -> Iterator[str]:
+    """What is called but written elsewhere: functions and classes by their names, modules (a criterion) by what they are made of."""
+    if isinstance(value, nn.Module):
+        yield from _anatomy(value, seen)
+    elif inspect.isclass(value) or inspect.isroutine(value):
+        yield _named(value)
+
+
 def _fields(holder: Any, seen: set[int], held: bool) -> Iterator[str]:
     """What an object holds: its plain values, and the functions among them (a task of plain functions is one)."""
     fields = vars(holder) if hasattr(holder, "__dict__") else {}
@@ -62,6 +115,8 @@ def _fields(holder: Any, seen: set[int], held: bool) -> Iterator[str]:
         if inspect.isfunction(value):
             yield name
             yield from _traits(value, seen, held)
+        elif held:
+            yield from _elsewhere(value, seen)
 
 
 def _surroundings(function: Any, seen: set[int], held: bool) -> Iterator[str]:
@@ -71,6 +126,8 @@ def _surroundings(function: Any, seen: set[int], held: bool) -> Iterator[str]:
         yield from (f"{name}={text}" for text in _plain(value, held))
         if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == function.__module__:
             yield from _traits(value, seen, held)
+        elif held and getattr(value, "__module__", "").split(".")[0] != "headwater":
+            yield from (f"{name}={text}" for text in _elsewhere(value, seen))
     yield from _plain((function.__defaults__, function.__kwdefaults__), held)
 
 

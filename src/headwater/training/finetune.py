@@ -98,7 +98,7 @@ def open_adapters(path: Path, build: Adapted) -> Run:
     """The run that :func:`finetune` left in ``path``, with the stages and columns of the run it is built on."""
     manifest, base = read_json(path / "manifest.json"), build.run
     stages = stages_of(manifest, [stage.data for stage in base.stages], [stage.task for stage in base.stages])
-    return Run(path, manifest, stages, build, base.device, variant=f"adapters on {base.weights_hash(base.checkpoints[-1])} {base.variant}".strip())
+    return Run(path, manifest, stages, build, base.device, variant=f"adapters on {base.weights_hash(base.checkpoints[-1])} {base.variant}".strip(), code=base.code)
 
 
 def open_merged(member: Run, build: Adapted) -> Run:

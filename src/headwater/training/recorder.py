@@ -15,6 +15,7 @@ from torch import nn
 from headwater.errors import HeadwaterError, InputError, RunError, TaskError
 from headwater.tasks import Examples, Task
 from headwater.tasks.batches import to
+from headwater.tasks.code import model_digest
 from headwater.tasks.task import per_example
 from headwater.training.journal import Journal, stage_facts
 from headwater.training.optimizers import describe, second_moments, unwrapped
@@ -195,7 +196,7 @@ class Recorder:
         model = watched.model
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         stages = stages_of(self.journal.manifest, [d for d, _ in self._data], [t for _, t in self._data])
-        return Run(self.journal.path, self.journal.manifest, stages, lambda: copy.deepcopy(model), device)
+        return Run(self.journal.path, self.journal.manifest, stages, lambda: copy.deepcopy(model), device, code=model_digest(model))
 
     def __enter__(self) -> Self:
         return self

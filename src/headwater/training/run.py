@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headwater.errors import DataMismatch, InputError, MissingCheckpoint, ModelMismatch, RunError
 from headwater.store import Store, read_json, read_log, read_tensors
 from headwater.tasks import Examples, Task, fingerprint
+from headwater.tasks.code import model_digest
 from headwater.training.journal import SCHEMA, checkpoint_file, state_of
 from headwater.training.optimizers import ADAM, MOMENT, Group, OptimizerRecord
 from headwater.training.rebuild import write_run
@@ -56,7 +57,8 @@ class Run:
     """A recorded training. Made by ``Recorder.finish()``, :meth:`open` or :meth:`from_checkpoints`.
 
     ``path``: the run directory. ``stages``: in the order of training. ``device``: where the model is put to be traced.
-    ``variant``: names what a view of the run changed about its model (dropout masks, say); part of the names of all saved work.
+    ``variant``: names what a view of the run changed about its model (dropout masks, say). ``code``: names what the model that ``build``
+    makes does with its weights (:func:`headwater.tasks.code.model_digest`). Both are part of the names of all saved work.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Run:
     build: Callable[[], nn.Module]
     device: torch.device
     variant: str = ""
+    code: str = ""
 
     @classmethod
     def open(cls, path: str | Path, *, build: Callable[[], nn.Module], train: Any, task: Any, device: torch.device | str | None = None) -> Run:
@@ -98,7 +101,7 @@ class Run:
             model = build()
         _check_model(model, manifest, place)
         found = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return cls(place, manifest, stages, build, torch.device(device) if device is not None else found)
+        return cls(place, manifest, stages, build, torch.device(device) if device is not None else found, code=model_digest(model))
 
     @classmethod
     def from_checkpoints(
@@ -145,6 +148,11 @@ class Run:
     def checkpoints(self) -> tuple[int, ...]:
         """Steps with recorded weights, ascending: the first is 0 (before training) where it was recorded, the last the final model."""
         return tuple(sorted(int(step) for step in self.manifest["checkpoints"]))
+
+    @property
+    def architecture(self) -> str:
+        """Names the function that weights are put into: what saved work depends on besides them."""
+        return f"{self.code} {self.variant}".strip()
 
     @property
     def finished(self) -> bool:

@@ -125,7 +125,7 @@ def _refuse_twins(members: Sequence[Member], homes: dict[str, str]) -> None:
     """Refuse a member that comes twice, and a training that was recorded twice (with other checkpoints, say)."""
     seen: dict[str, Member] = {}
     for member in members:
-        final = content_hash(member.home.weights_hash(member.home.checkpoints[-1]), member.home.variant)
+        final = content_hash(member.home.weights_hash(member.home.checkpoints[-1]), member.home.architecture)
         for twin in (seen.get(member.key), seen.get(final)):
             if twin is not None and (twin.key == member.key or homes[twin.key] != homes[member.key]):
                 raise InputError(

@@ -93,7 +93,7 @@ def model_key(run: Run) -> str:
 
     Two runs of one key are the same training, whatever their directories are called.
     """
-    return content_hash("model-1", [run.weights_hash(step) for step in run.checkpoints], run.variant)
+    return content_hash("model-1", [run.weights_hash(step) for step in run.checkpoints], run.architecture)
 
 
 def seed_of(key: str) -> int:

@@ -70,14 +70,14 @@ class School:
 
     def seed(self, index: int) -> int:
         """Of a member's start, order and dropout: its own for each model."""
-        return seed_of(content_hash("adapter", self.base.weights_hash(self.base.checkpoints[-1]), self.base.variant, self.settings.seed, index))
+        return seed_of(content_hash("adapter", self.base.weights_hash(self.base.checkpoints[-1]), self.base.architecture, self.settings.seed, index))
 
     def path(self, index: int) -> Path:
         """Where a member's adapters lie: named by all that they are made of."""
         base, s = self.base, self.settings
         stages = [[stage.name, stage.fingerprint, task_identity(stage.task)] for stage in base.stages]
         settings = [self.build.ranks, s.alpha, self.build.peft, repr(s.tuning), list(self.trained)]
-        return base.path / FOLDER / content_hash("adapters-1", base.weights_hash(base.checkpoints[-1]), base.variant, stages, settings, self.seed(index))
+        return base.path / FOLDER / content_hash("adapters-1", base.weights_hash(base.checkpoints[-1]), base.architecture, stages, settings, self.seed(index))
 
     def member(self, index: int) -> Member:
         """Member ``index``, untrained as yet."""

@@ -71,7 +71,7 @@ def pairs(request: Request, vectors: Vectors, kernel: Kernel, name: str) -> Pair
     chunk = int(max(1, min(sum(counts), request.memory // max(1, first.numel() * first.element_size()))))
     facts = [[s.fingerprint, task_identity(s.task)] for s in run.stages]
     questions = [fingerprint(e) for e in asked.examples], code_digest(asked.measure, held=True)
-    key = content_hash("pairs-1", name, run.weights_hash(run.checkpoints[-1]), run.variant, facts, *questions, chunk)
+    key = content_hash("pairs-1", name, run.weights_hash(run.checkpoints[-1]), run.architecture, facts, *questions, chunk)
     job = Job(run.store, key, [(sum(counts), run.size)], first.dtype)
     places = [(start, min(start + chunk, sum(counts))) for start in range(0, sum(counts), chunk)]
     total = sum(counts) + run.size * len(places)

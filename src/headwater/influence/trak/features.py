@@ -47,7 +47,7 @@ class Outputs:
     def identity(self) -> list[Any]:
         """What outputs, their gradients and pushes depend on: weights, view, data, tasks and functions."""
         final = self.run.weights_hash(self.run.checkpoints[-1])
-        return [final, self.run.variant, [[s.fingerprint, task_identity(s.task), o.identity] for s, o in zip(self.run.stages, self.of, strict=True)]]
+        return [final, self.run.architecture, [[s.fingerprint, task_identity(s.task), o.identity] for s, o in zip(self.run.stages, self.of, strict=True)]]
 
     def prove(self, engine: Engine) -> None:
         """Hold the gradients of every stage's output against autograd's, on two examples."""

@@ -257,7 +257,7 @@ class Backwards:
 
     def _key(self) -> str:
         asked: Asked = self.request.asked
-        run = [[self.run.weights_hash(step) for step in self.run.checkpoints], self.run.manifest["steps"], self.run.manifest["order"], self.run.variant]
+        run = [[self.run.weights_hash(step) for step in self.run.checkpoints], self.run.manifest["steps"], self.run.manifest["order"], self.run.architecture]
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
         plan = [self.plan.chunk, self.plan.lanes, self.request.batch_size]
