@@ -11,7 +11,7 @@ from headwater.influence.ensembles.carrying import carry_out
 from headwater.influence.ensembles.ensemble import check_method, plain
 from headwater.influence.ensembles.keyed import keyed_question, keyed_run
 from headwater.influence.ensembles.masks import Ids, MaskedBuild
-from headwater.influence.ensembles.members import Member, Weighing, model_key
+from headwater.influence.ensembles.members import Member, Weighing, weights_key
 from headwater.influence.ensembles.survey import AFTER_ACTIVATIONS, Survey, survey, tell
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
@@ -116,7 +116,7 @@ class DropoutEnsemble:
 
     def _member(self, run: Run, found: Survey, number: int, whole: Member) -> Member:
         """The member of one mask: a view of the run, and, with masks of examples, of the question."""
-        names = (self.seed, model_key(run), number, self.masks)
+        names = (self.seed, weights_key(run), number, self.masks)
         variant = content_hash("dropout-1", names, [asdict(site) for site in found.sites])
         ids = Ids() if self.masks == "example" else None
 

@@ -96,6 +96,12 @@ def model_key(run: Run) -> str:
     return content_hash("model-1", [run.weights_hash(step) for step in run.checkpoints], run.architecture)
 
 
+def weights_key(run: Run) -> str:
+    """Names a run's weights, whatever is computed with them: what masks are drawn by, so that the same network written in another way meets
+    the same ones."""
+    return content_hash("weights-1", [run.weights_hash(step) for step in run.checkpoints], run.variant)
+
+
 def seed_of(key: str) -> int:
     """A seed from a content's name, at least 1."""
     return 1 + int(key[:12], 16) % (SEEDS - 1)

@@ -29,8 +29,8 @@ from headwater.influence.vectors import Factored, Queries, Whole, factors
 from headwater.result import TrainingScores
 
 TOLERANCES = (3e-3, 1e-2)
-"""The relative errors (root mean square) that leaving coordinates out may make by default: of responses, and of queries that were carried
-through later segments. Far below what would change a ranking; a built index reports the error that they make."""
+"""The relative errors (root mean square) that leaving coordinates out may make by default: of responses, and of whole scores by queries that
+were carried through later segments. A built index reports the error that they make together; ``tolerance=1e-3`` of trace asks for less."""
 
 
 def by_index(index: Index, asked: Asked, methods: list[Method], *, batch_size: int | None, memory: int, tolerance: float | None, progress: bool) -> list[TrainingScores]:
