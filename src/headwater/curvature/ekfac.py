@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.capture import Block, Capture, Gradients
+from headwater.capture import Block, BlockGradient, Capture, Gradients
 from headwater.capture.stream import stream
 from headwater.curvature.estimate import Blockwise, Curvature, Point, Setting, check_examples, check_fisher, even_sample, pseudo_gradients, resolve_fisher
 from headwater.errors import NotFinite
@@ -73,6 +73,25 @@ def rotates(block: Block) -> tuple[bool, bool]:
     """Which sides of a matrix block get an eigenbasis: not the entries of an embedding, not a side too long to decompose."""
     _, out, inner = block.shape
     return out <= MAX_SIDE and not block.indexed, inner <= MAX_SIDE
+
+
+def products(gradient: BlockGradient, block: Block) -> Tensor:
+    """What is summed of a block outside the matrices: products of its gradients, or their squares where it is large."""
+    if block.size > MAX_DENSE:
+        return gradient.squares()
+    rows = gradient.dense().flatten(1)
+    return rows.mT @ rows
+
+
+def outside(basis: Tensor | None, spectrum: Tensor) -> Operator:
+    """The operator of a block outside the matrices: dense, or diagonal where it has no basis."""
+    return DiagonalOperator(spectrum) if basis is None else DenseOperator(basis, spectrum)
+
+
+def named_parts(curvature: Curvature) -> dict[str, Tensor]:
+    """The tensors of each block's operator under the block's name, for the store."""
+    assert isinstance(curvature, Blockwise)
+    return {f"{name}/{part}": t for name, op in curvature.operators.items() for part, t in vars(op).items() if t is not None}
 
 
 @dataclass(frozen=True)
@@ -143,17 +162,13 @@ class EKFAC:
             gradient = gradients[name]
             if block.matrix:
                 found[name] = gradient.squares(bases.get(name + "/left"), bases.get(name + "/right"))
-            elif block.size <= MAX_DENSE:
-                rows = gradient.dense().flatten(1)
-                found[name] = rows.mT @ rows
             else:
-                found[name] = gradient.squares()
+                found[name] = products(gradient, block)
         return found
 
     def tensors(self, curvature: Curvature) -> dict[str, Tensor]:
         """The factors as named tensors, for the store."""
-        assert isinstance(curvature, Blockwise)
-        return {f"{name}/{part}": t for name, op in curvature.operators.items() for part, t in vars(op).items() if t is not None}
+        return named_parts(curvature)
 
     def rebuild(self, tensors: dict[str, Tensor], capture: Capture) -> Curvature:
         """The curvature from :meth:`tensors`."""
@@ -162,8 +177,6 @@ class EKFAC:
             spectrum = tensors[f"{name}/spectrum"]
             if block.matrix:
                 operators[name] = Kronecker(tensors.get(f"{name}/left"), tensors.get(f"{name}/right"), spectrum)
-            elif f"{name}/basis" in tensors:
-                operators[name] = DenseOperator(tensors[f"{name}/basis"], spectrum)
             else:
-                operators[name] = DiagonalOperator(spectrum)
+                operators[name] = outside(tensors.get(f"{name}/basis"), spectrum)
         return Blockwise(operators)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headwater.capture import Block, BlockGradient, Capture, Gradients, Lookup, Outer
-from headwater.curvature.ekfac import EKFAC, MAX_DENSE, Statistics, accumulate
+from headwater.curvature.ekfac import EKFAC, Statistics, accumulate, named_parts, outside, products
 from headwater.curvature.estimate import Blockwise, Curvature, Point, Setting, check_examples, check_fisher
 from headwater.errors import InputError
 from headwater.linalg import Dense as DenseOperator
@@ -122,29 +122,20 @@ class ProjectedFisher:
                 rows = projected(gradients[name], *maps[name])
                 found[name] = rows.mT @ rows
                 found[f"{name}/lengths"] = gradients[name].square_norms().sum()
-            elif block.size <= MAX_DENSE:
-                rows = gradients[name].dense().flatten(1)
-                found[name] = rows.mT @ rows
             else:
-                found[name] = gradients[name].squares()
+                found[name] = products(gradients[name], block)
         return found
 
     def tensors(self, curvature: Curvature) -> dict[str, Tensor]:
         """The factors as named tensors, for the store."""
-        assert isinstance(curvature, Blockwise)
-        return {f"{name}/{part}": t for name, op in curvature.operators.items() for part, t in vars(op).items() if t is not None}
+        return named_parts(curvature)
 
     def rebuild(self, tensors: dict[str, Tensor], capture: Capture) -> Curvature:
         """The curvature from :meth:`tensors`."""
         operators: dict[str, Operator] = {}
         for name, block in capture.blocks.items():
             part: dict[str, Any] = {p: tensors.get(f"{name}/{p}") for p in ("left", "right", "basis", "spectrum")}
-            if block.matrix:
-                operators[name] = Projected(**part)
-            elif part["basis"] is not None:
-                operators[name] = DenseOperator(part["basis"], part["spectrum"])
-            else:
-                operators[name] = DiagonalOperator(part["spectrum"])
+            operators[name] = Projected(**part) if block.matrix else outside(part["basis"], part["spectrum"])
         return Blockwise(operators)
 
 

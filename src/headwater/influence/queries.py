@@ -89,7 +89,8 @@ def methods_of(method: Any, kinds: tuple[type[Any], ...]) -> tuple[list[Any], bo
     out: list[Any] = []
     for item in given:
         if isinstance(item, type) or not isinstance(item, kinds):
-            raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", "construct it: hw.Source()")
+            mend = "construct it: hw.Source()" if isinstance(item, type) else "an index and hw.self_influence answer methods of this kind alone; trace the run for others"
+            raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", mend)
         out += item.sweep() if isinstance(getattr(item, "damping", None), tuple) else [item]
     if not out:
         raise InputError("an empty list of methods", "at least one method", "hw.trace(run, queries, method=hw.Source())")
