@@ -16,7 +16,7 @@ from headwater.errors import GradientError, InputError
 from headwater.influence.ensembles.bits import kept
 from headwater.influence.ensembles.masks import Ids, Mask, Site
 from headwater.influence.ensembles.survey import survey
-from headwater.linalg.philox import key_of
+from headwater.philox import key_of
 from headwater.training import segments
 from tests.influence.brute import Brute, source
 from tests.influence.members import METHODS, RATE, Kernel, close, fresh, network, recorded, scores, values

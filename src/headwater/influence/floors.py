@@ -30,7 +30,7 @@ from headwater.influence.similarity.pairs import BATCH, KERNELS, averaged, pairs
 from headwater.influence.similarity.representations import provenance_of
 from headwater.influence.similarity.texts import bags, bm25, overlap
 from headwater.influence.similarity.vectors import Inputs
-from headwater.linalg.philox import key_of, normals
+from headwater.philox import key_of, normals
 from headwater.store import content_hash
 from headwater.tasks import Task
 from headwater.tasks.batches import Batch

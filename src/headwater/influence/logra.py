@@ -62,16 +62,16 @@ class LoGra:
             raise InputError(f"dim={self.dim} and projection={self.projection!r}", "one dimension", "leave dim= out: the projection has it")
         if isinstance(self.damping, bool) or not isinstance(self.damping, int | float) or not self.damping >= 0:
             raise InputError(f"damping={self.damping!r}", "a number of at least 0, in units of each layer's mean eigenvalue", "hw.LoGra(damping=0.1)")
-        self.estimate  # noqa: B018  refuses a dim and a fisher that are none
+        self.curvature  # noqa: B018  refuses a dim and a fisher that are none
 
     @property
-    def estimate(self) -> ProjectedFisher:
+    def curvature(self) -> ProjectedFisher:
         """How curvature is estimated."""
         return ProjectedFisher(self.projection or Rademacher(16 if self.dim is None else self.dim), self.fisher, self.seed)
 
     def plan(self, run: Run) -> Table:
         final = (run.checkpoints[-1],)
-        fit = Fit(self.estimate, tuple((stage.index, final) for stage in run.stages))
+        fit = Fit(self.curvature, tuple((stage.index, final) for stage in run.stages))
         total = sum(stage.size for stage in run.stages)
         rows = tuple(Row(stage.index, (final,), RelativeInverse(float(self.damping)), curvature=fit, examples=total) for stage in run.stages)
-        return Table(f"LoGra({self.estimate.projection!r}, damping={self.damping:.3g})", rows, RANK_ONLY)
+        return Table(f"LoGra({self.curvature.projection!r}, damping={self.damping:.3g})", rows, RANK_ONLY)

@@ -16,6 +16,7 @@ from headwater.errors import InputError
 from headwater.influence.engine import Engine
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.methods import Method, Table
+from headwater.influence.proving import prove_estimates
 from headwater.influence.queries import Asked, ask, check
 from headwater.influence.refine import told
 from headwater.influence.request import SCORES, Parts, Request, Scorer
@@ -74,6 +75,7 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     engine = Engine.of(run, request.batch_size)
     engine.load((run.checkpoints[-1],))
     check(asked, engine.model, run.stages[-1].data, run.device)
+    prove_estimates([row.curvature.estimate for table in tables for row in table.rows if row.curvature is not None], run, engine.model)
     work = passes(tables, engine)
     plan = _plan(engine, tables, asked, request.memory)
     # the place in the job depends on chunks and batches: they are part of its name

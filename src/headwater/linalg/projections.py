@@ -2,7 +2,7 @@
 
 ``E <S x, S y> = <x, y>`` for the map S of each of them (Johnson & Lindenstrauss 1984), with the spread that :meth:`Projection.variance`
 gives in closed form. A value is a rule and no matrix: the entry for number k and coordinate (o, i) of the vector ``name`` is computed
-from the name, the seed, k, o and i alone (:mod:`headwater.linalg.philox`). So it is the same on every device and however it is cut up,
+from the name, the seed, k, o and i alone (:mod:`headwater.philox`). So it is the same on every device and however it is cut up,
 vectors that grow keep the numbers that they had, and before the factor ``scale`` a smaller dimension is the beginning of a larger one.
 
 Vectors are matrices (out, in), as the gradients of layers are; any other vector is a matrix of one row. Different names get
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
-from headwater.linalg.philox import key_of, normals, plain_name, signs
+from headwater.philox import key_of, normals, plain_name, signs
 
 Rows = range | Tensor
 """Rows of a matrix: a range, or their numbers in any order."""

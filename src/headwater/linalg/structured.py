@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.linalg import projections
-from headwater.linalg.philox import integers, key_of, plain_name, signs
+from headwater.philox import integers, key_of, plain_name, signs
 from headwater.linalg.projections import Applied, Part, Projection, Rademacher, Rows, streams
 
 

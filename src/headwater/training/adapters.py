@@ -23,7 +23,7 @@ from torch.nn.utils import skip_init
 
 from headwater.capture.rules import rule_of
 from headwater.errors import GradientError, InputError, MissingExtra
-from headwater.linalg.philox import key_of, normals
+from headwater.philox import key_of, normals
 
 CHILD = "lora"
 """The name of an adapter in the layer that it belongs to."""

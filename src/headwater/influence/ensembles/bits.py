@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headwater.linalg.philox import philox
+from headwater.philox import philox
 
 _WORD = 0xFFFFFFFF
 AXES = 4
@@ -22,7 +22,7 @@ AXES = 4
 def kept(key: tuple[int, int], rate: float, shape: tuple[int, ...], ids: Tensor | None = None, device: torch.device | str | None = None) -> Tensor:
     """Whether each unit is kept (with probability ``1 - rate``): booleans of ``shape``, or (n, *shape) with one draw for each of ``ids`` (n,).
 
-    >>> from headwater.linalg.philox import key_of
+    >>> from headwater.philox import key_of
     >>> key = key_of("a mask")
     >>> longer, shorter = kept(key, 0.5, (9, 4)), kept(key, 0.5, (5, 4))
     >>> bool((longer[:5] == shorter).all())

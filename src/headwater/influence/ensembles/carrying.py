@@ -153,6 +153,9 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
     todo = [piece for piece in pieces.values() if not piece.kept()]
     if request.progress:
         tqdm.write(_plan(name, contributions, len(pieces) - len(todo), len(pieces), request), file=sys.stderr)
+    for piece in {id(piece.member.home): piece for piece in reversed(todo)}.values():  # the first of each model
+        with _named(piece.member, "none of its members is computed"):
+            piece.member.prove(piece.method, request)
     bar = tqdm(todo, desc="members", unit=" members", disable=not request.progress or len(todo) < 2, leave=False, file=sys.stderr)
     took = LONG  # the first member tells its plan, which is that of the others
     for k, piece in enumerate(bar):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headwater.capture.capture import Layout
 from headwater.errors import GradientError
 from headwater.influence.ensembles.bits import kept
-from headwater.linalg.philox import key_of
+from headwater.philox import key_of
 
 SHAPES = 16
 """Masks that a module keeps, one for each shape it has met."""

@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
+
 from headwater.influence.methods import Method
+from headwater.influence.proving import prove
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request, Scorer
 from headwater.store import content_hash
@@ -41,6 +44,8 @@ class Member:
             is computed, and only if its contribution is not kept already, so it may take long (adapters are trained in it).
         seed: of the method's own chance, 0 to 2**31 - 1 (a projection): see :func:`seeded`. 0 leaves the method as it is.
         ask: what has to be done to a question before this model can be asked it (ids for masks that belong to examples).
+        trial: makes what the method is tried on before any work is done: a model that computes what the home's does, with the member's own
+            parameters in it, untrained, and alone free to move. None where a view costs nothing: it is tried itself.
         shares: the member whose gradients it shares: then only the method's ``weight`` is taken under this one's view.
     """
 
@@ -50,11 +55,23 @@ class Member:
     view: Callable[[], Run]
     seed: int = 0
     ask: Callable[[Asked], Asked] = as_asked
+    trial: Callable[[], nn.Module] | None = None
     shares: Member | None = None
 
     def request(self, request: Request) -> Request:
         """The question put to this member."""
         return replace(request, run=self.view(), asked=self.ask(request.asked))
+
+    def prove(self, method: Any, request: Request) -> None:
+        """Raise, before any work is done, what the method would raise where it cannot work on this member."""
+        if self.trial is not None:
+            model = self.trial()
+            prove(method, request.of(self.home), model, sum(p.numel() for p in model.parameters() if p.requires_grad))
+            return
+        own = self.request(request)
+        run, moved = own.run, frozenset[str]().union(*(stage.trainable for stage in own.run.stages))
+        model = run.load(run.model(), run.checkpoints[-1])
+        prove(method, own, model, sum(p.numel() for name, p in model.named_parameters() if name in moved))
 
 
 @runtime_checkable

@@ -82,7 +82,11 @@ class School:
     def member(self, index: int) -> Member:
         """Member ``index``, untrained as yet."""
         key = content_hash("adapter member", self.path(index).name, self.settings.merged)
-        return AdapterMember(key, self.base, f"adapters {index}", lambda: self.run(index, False), seed_of(key), school=self, index=index)
+        return AdapterMember(key, self.base, f"adapters {index}", lambda: self.run(index, False), seed_of(key), trial=self.trial, school=self, index=index)
+
+    def trial(self) -> nn.Module:
+        """What members compute before they are trained, by the parameters that they are scored by."""
+        return self.base.load(self.base.model(), self.base.checkpoints[-1]) if self.settings.merged else self.build()
 
     def run(self, index: int, progress: bool) -> Run:
         """A member as a run, trained if it was not."""

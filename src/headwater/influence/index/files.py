@@ -81,8 +81,9 @@ class Files:
         elif dtype is not None and dtype not in REDUCED and array.dtype.kind == "f":
             array = array.astype(dtype)
         place = self._field(name, (count, *array.shape[1:]), array.dtype)
-        if place.shape[1:] != array.shape[1:]:
-            place = self._widened(name, tuple(map(max, place.shape[1:], array.shape[1:])))
+        inner = tuple(map(max, place.shape[1:], array.shape[1:]))
+        if place.shape[1:] != inner:
+            place = self._widened(name, inner)
         with disk(self.path):
             place[(rows, *(slice(0, k) for k in array.shape[1:]))] = array
 
@@ -93,8 +94,9 @@ class Files:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if file.exists():
                     self._open[name] = np.lib.format.open_memmap(file, "r+")
-                else:
-                    self._open[name] = np.lib.format.open_memmap(file, "w+", dtype, shape)
+                else:  # made under another name: a process killed right then leaves no file that is shorter than it says
+                    self._open[name] = np.lib.format.open_memmap(part := file.with_suffix(".part"), "w+", dtype, shape)
+                    part.replace(file)
         return self._open[name]
 
     def _widened(self, name: str, inner: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater.capture.stream import stream
 from headwater.errors import NotFinite
@@ -51,10 +51,17 @@ class Outputs:
 
     def prove(self, engine: Engine) -> None:
         """Hold the gradients of every stage's output against autograd's, on two examples."""
+        self.run_once(engine.model)
+        for stage, output in zip(self.run.stages, self.of, strict=True):
+            engine.capture.prove(output.value, to(stage.data.batch(range(min(2, stage.size))), self.run.device))
+
+    def run_once(self, model: nn.Module) -> None:
+        """Outputs and pushes of two examples of each stage: refuses what cannot be differentiated, before any work."""
         for stage, output in zip(self.run.stages, self.of, strict=True):
             probe = to(stage.data.batch(range(min(2, stage.size))), self.run.device)
-            output.push(engine.model, probe)  # refuses what it cannot differentiate, before any work
-            engine.capture.prove(output.value, probe)
+            with torch.no_grad():
+                output.push(model, probe)
+                output.value(model, probe)
 
 
 def pushes(engine: Engine, outputs: Outputs) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headwater.linalg import eigh
-from headwater.linalg.philox import key_of, signs
+from headwater.philox import key_of, signs
 
 DECOMPOSED = 1024
 """Up to this size a matrix is decomposed, which also tells its rank; beyond it, factored by Cholesky, which takes a tenth of the time."""

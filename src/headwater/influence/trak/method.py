@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from headwater.errors import InputError
@@ -94,6 +94,13 @@ class Trak:
         """The method as member k of an ensemble applies it: with a projection of its own (the seed ``k`` further); the exact kernel as it is."""
         own = self.sketch
         return self if own is None else replace(self, dim=None, projection=replace(own, seed=own.seed + k))
+
+    def prove(self, request: Request, model: nn.Module, trained: int) -> None:
+        """Raise TaskError, by forward passes alone, where the run's tasks have no output that TRAK can take; InputError where the exact
+        kernel of so many examples has no room."""
+        Outputs.for_run(request.run, self.output).run_once(model)
+        if self.sketch is None and trained > request.run.size:
+            exact.check_room(request.run.size, request.memory)
 
     def parts(self, request: Request) -> Parts:
         """One model's kernel (queries, train) and weight (train,)."""

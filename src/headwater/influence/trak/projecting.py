@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headwater.capture import Block, BlockGradient, Gradients, Lookup, Outer
-from headwater.linalg.philox import plain_name
+from headwater.philox import plain_name
 from headwater.linalg.projections import Applied, Projection
 from headwater.linalg.structured import Paired
 

@@ -80,11 +80,13 @@ def _mb(count: int) -> str:
 class Backwards:
     """See the module's docstring. ``name``: of the method, part of the names of saved work; ``report``: of the replay's check."""
 
-    def __init__(self, request: Request, schedule: str, keep: str, weigh: Weighing, tolerance: float | None, name: str) -> None:
+    def __init__(self, request: Request, schedule: str, keep: str, weigh: Weighing, tolerance: float | None, clipping: str, name: str) -> None:
         self.request, self.run = request, request.run
         self.columns = weigh.on(self.run)
-        self.replay = Replay(self.run, tolerance)
+        self.replay = Replay(self.run, tolerance, clipping)
         self.player, self.script = self.replay.player, self.replay.script
+        for stage in self.run.stages:
+            self.script.clipping(stage)  # refused before any work
         self.name, self.keep, self.report = name, keep, {}  # type: tuple[str, str, dict[str, Any]]
         with as_recorded(self.run):
             self.plan = self._plan(schedule)
@@ -261,7 +263,7 @@ class Backwards:
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
         plan = [self.plan.chunk, self.plan.lanes, self.request.batch_size]
-        return content_hash("unrolled-1", run, data, self.name, *questions, plan)
+        return content_hash("unrolled-2", run, data, self.name, *questions, plan)
 
 
 class WalkJob(Job):

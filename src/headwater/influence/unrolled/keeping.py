@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import torch
 
 from headwater.store import Store
@@ -36,8 +38,7 @@ class Keeper:
             self.store.delete(f"{self.name}/{step}")
 
     def clear(self) -> None:
-        """Forget all of them."""
-        for step in list(self.held):
-            self.drop(step)
-        if self.disk and (self.store.path / self.name).is_dir():
-            (self.store.path / self.name).rmdir()
+        """Forget all of them, and what a process that was killed left of its own."""
+        self.held.clear()
+        if self.disk:
+            shutil.rmtree(self.store.path / self.name, ignore_errors=True)

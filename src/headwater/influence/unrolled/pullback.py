@@ -1,7 +1,8 @@
 """One step backwards: what a change of the state before it, or of an example's weight in it, does to the measurements.
 
 With the step ``s' = h(s, w)`` and ``c' = d measure / d s'`` (one for each query), ``c = c'^T dh/ds`` and ``d measure / d w = c'^T dh/dw``.
-The optimizer is elementwise and pulled back by hand: it turns c' into a cotangent of the batch's gradient G. What is left is
+The optimizer is elementwise and pulled back by hand: it turns c' into a cotangent of the batch's gradient G, through the clipping of its
+norm if there was one. What is left is
 ``d <G(θ, w), cotangent> / d (θ, w)``: a Hessian-vector product, and the product of each example's gradient with the cotangent, both from
 one backward pass through the graph of the gradient (Pearlmutter 1994). Queries share that graph.
 """
@@ -71,6 +72,8 @@ def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Term
         pulls.update(bundle.split(pulled))
         split = {key: bundle.split(t) for key, t in new.items()}
         moments.update({n: {key: found[n] for key, found in split.items()} for n in bundle.shapes})
+    if _moving(player, move):
+        pulls = player.script.clipping(move.stage).pull(pulls, {n: t for n, t in values.items() if t is not None}, move.clip)
     statistics, scores = dict(after.statistics), []
     for part in reversed(move.parts):
         graph = graph or player.graph(state, move, part, terms)
@@ -81,6 +84,11 @@ def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Term
             scores.append((part.start, part.stop, weighted))
         graph = None
     return Pulled(Cotangent(weights, {} if move.begins else moments, statistics), scores[::-1])
+
+
+def _moving(player: Player, move: Move) -> bool:
+    """Whether the step's gradient was clipped by its norm, so that the factor moves with it."""
+    return move.moved and move.clip < 1 and player.script.clipping(move.stage).kind == "norm"
 
 
 def _upon_moments(after: Cotangent, bundle: Bundle, held: Moments) -> Moments:
@@ -100,7 +108,7 @@ def _gradient(player: Player, state: State, move: Move, terms: Terms | None) -> 
     if len(move.parts) == 1:
         graph = player.graph(state, move, move.parts[0], terms)
         return {n: g.detach() for n, g in graph.gradients.items()}, graph
-    if all(rule.linear for rule in move.rules) and move.step in player.idle:
+    if all(rule.linear for rule in move.rules) and move.step in player.idle and not _moving(player, move):
         return dict.fromkeys(sorted(move.stage.trainable - player.idle[move.step])), None
     return dict(player.gradient(state, move).values), None
 

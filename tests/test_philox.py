@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from headwater.errors import InputError
-from headwater.linalg import philox as px
+from headwater import philox as px
 
 KEY = px.key_of("fc.weight", "right", 3)
 # Known answers of Random123 1.14 (Salmon et al.), file kat_vectors: counter, key, words of philox4x32 with 10 rounds.
