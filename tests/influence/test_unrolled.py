@@ -97,18 +97,49 @@ def record(path, build, optimizer, *, stages=1, chunks=1, steps=7, clip=None, re
             (losses.sum() / (len(ids) if reduction == "mean" else 1)).backward()
         applied = 1.0
         if clip is not None:
-            total = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            applied = float(torch.clamp(clip / (total + 1e-6), max=1.0))
+            applied = clip(model, k)
         moved.step()
         recorder.step(ids, clip=applied)
     return recorder.finish()
+
+
+class NormClip:
+    """torch's clipping of the norm; step k's bound is ``bounds[k]``, cycled. ``eps=0``: a loop's own, without torch's 1e-6."""
+
+    def __init__(self, *bounds, eps=1e-6):
+        self.bounds, self.eps = bounds, eps
+
+    def __call__(self, model, k):
+        total = torch.nn.utils.clip_grad_norm_(model.parameters(), self.bounds[k % len(self.bounds)] if self.eps else torch.inf)
+        factor = float(self.factor(total, k))
+        for p in model.parameters() if not self.eps else ():
+            p.grad.mul_(factor)
+        return factor
+
+    def factor(self, norm, k):
+        return torch.clamp(self.bounds[k % len(self.bounds)] / (norm + self.eps), max=1.0)
+
+
+class Scaling:
+    """Gradients multiplied with numbers that the loop chose."""
+
+    def __init__(self, *factors):
+        self.factors = factors
+
+    def __call__(self, model, k):
+        for p in model.parameters():
+            p.grad.mul_(self.factor(None, k))
+        return self.factor(None, k)
+
+    def factor(self, norm, k):
+        return self.factors[k % len(self.factors)]
 
 
 def placed(model, values):
     return lambda x: functional_call(model, values, (x,))
 
 
-def unrolled_training(run, build, optimizer, weights, *, stages=1, chunks=1, steps=7, reduction="mean", forward=None, task=TASK, **_):
+def unrolled_training(run, build, optimizer, weights, *, stages=1, chunks=1, steps=7, reduction="mean", forward=None, task=TASK, clip=None, **_):
     """The same training as one differentiable function of the weights of examples, each optimizer in its own words: (parameters, buffers)."""
     model = build()
     model.train()
@@ -129,11 +160,12 @@ def unrolled_training(run, build, optimizer, weights, *, stages=1, chunks=1, ste
                 losses, buffers = forward(p, buffers, batch)
             total = total + (weights[part + offset[stage]] * losses).sum() / (len(ids) if reduction == "mean" else 1)
         used = torch.autograd.grad(total, list(p.values()), create_graph=True, allow_unused=True)
-        clip, new = float(run.steps["clip"][k]), dict(p)
+        norm, new = sum((g**2).sum() for g in used if g is not None).sqrt(), dict(p)
+        by = 1.0 if clip is None else clip.factor(norm, k)
         for (n, theta), g in zip(p.items(), used, strict=True):
             if g is None:
                 continue
-            lr, decay, g = o["lr"] * factor, o["weight_decay"], g * clip
+            lr, decay, g = o["lr"] * factor, o["weight_decay"], g * by
             if isinstance(facts, torch.optim.SGD):
                 g = g + decay * theta
                 if o["momentum"]:
@@ -180,12 +212,14 @@ CASES = {
     "micro-batches": (net(), {"chunks": 3}),
     "micro-batches with dropout, two stages": (net(lambda: nn.Dropout(0.4)), {"chunks": 3, "stages": 2}),
     "summed losses": (net(), {"reduction": "sum"}),
-    "clipping": (net(), {"clip": 0.4}),
+    "clipping": (net(), {"clip": NormClip(0.4)}),
+    "clipping now and then, micro-batches": (net(), {"clip": NormClip(0.6), "chunks": 3, "stages": 2}),
     "tied and unused": (Tied, {}),
 }
 
 
-PAIRS = [(kind, case) for kind in OPTIMIZERS for case in CASES if kind in ("Nesterov", "AdamW") or case in ("one stage", "micro-batches with dropout, two stages")]
+FOR_ALL = ("one stage", "micro-batches with dropout, two stages", "clipping now and then, micro-batches")
+PAIRS = [(kind, case) for kind in OPTIMIZERS for case in CASES if kind in ("Nesterov", "AdamW") or case in FOR_ALL]
 
 
 @pytest.mark.parametrize(("kind", "case"), PAIRS)
@@ -193,11 +227,57 @@ def test_it_is_autograd_through_the_whole_training(kind, case, tmp_path):
     build, settings = CASES[case]
     run = record(tmp_path / "run", build, OPTIMIZERS[kind], **settings)
     truth = brute(run, build, OPTIMIZERS[kind], **settings)
+    if "now and then" in case:
+        assert 0 < (run.steps["clip"] < 1).sum() < len(run.steps)
     found = [scores(run, hw.Unrolled(schedule=s)).values for s in SCHEDULES]
     assert close(found[0], truth)
     assert all(np.array_equal(f, found[0]) for f in found)  # every schedule walks through the same states, to the last bit
     if "dropout" not in case:
         assert close(scores(run, batch_size=2).values, truth)
+
+
+@pytest.mark.parametrize(
+    ("clip", "said", "truth"),
+    [
+        (NormClip(0.4, eps=0.0), "auto", NormClip(0.4, eps=0.0)),  # the record tells the 1e-6 from none
+        (NormClip(0.4, 0.6), "norm", NormClip(0.4, 0.6)),  # a max_norm that changes
+        (NormClip(0.4), "fixed", None),  # as the user says, not as it was
+        (Scaling(0.5), "auto", Scaling(0.5)),
+        (Scaling(0.5, 0.7, 1.0), "fixed", Scaling(0.5, 0.7, 1.0)),
+    ],
+)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_record_or_the_user_tells_what_a_factor_stands_for(clip, said, truth, chunks, tmp_path):
+    run = record(tmp_path / "run", net(), OPTIMIZERS["Nesterov"], clip=clip, chunks=chunks)
+    assert (run.steps["clip"] < 1).any()
+    truth = truth or Scaling(*run.steps["clip"].tolist())
+    assert close(scores(run, hw.Unrolled(clipping=said)).values, brute(run, net(), OPTIMIZERS["Nesterov"], clip=truth, chunks=chunks), 1e-10)
+
+
+@pytest.mark.parametrize("clip", [NormClip(0.4, 0.6), Scaling(0.5, 0.7, 1.0)])
+def test_a_factor_that_could_be_either_is_refused_before_any_work(clip, tmp_path):
+    run = record(tmp_path / "run", net(), sgd(), clip=clip)
+    assert Replay(run).check()["bit_for_bit"]
+    for work in (lambda: scores(run), lambda: Replay(run).train(torch.ones(20))):
+        with pytest.raises(GradientError, match=r"stage 'train'.*(\n.*)*clipping='norm'"):
+            work()
+
+
+def test_other_weights_are_clipped_anew(tmp_path):
+    """As the loop would have: the replay with nudged weights gives the derivative, also where only some steps are clipped."""
+    run = record(tmp_path / "run", net(), OPTIMIZERS["Adam"], clip=NormClip(0.6))
+    assert 0 < (run.steps["clip"] < 1).sum() < 7
+    found, model, replay, h, i = scores(run).values, run.model(), Replay(run), 1e-5, int(run.order(1)[0])
+
+    def measured(weight):
+        weights = torch.ones(20, dtype=torch.float64)
+        weights[i] = weight
+        model.load_state_dict(replay.train(weights), strict=False)
+        return TASK.measure(model, ASKED).detach().numpy()
+
+    assert np.abs(found[:, i] - (measured(1 + h) - measured(1 - h)) / (2 * h)).max() <= 1e-7 * np.abs(found).max()
+    with pytest.raises(GradientError, match="to a bound that the record does not tell"):
+        Replay(record(tmp_path / "changing", net(), sgd(), clip=NormClip(0.4, 0.6)), clipping="norm").train(torch.ones(20))
 
 
 def normed_forward(p, buffers, batch, training=True, momentum=0.1, eps=1e-5):
@@ -545,6 +625,7 @@ def test_a_buffer_that_carries_influence_unseen_is_refused(tmp_path):
         ({"keep": "cloud"}, InputError, "keep="),
         ({"weigh": "examples"}, InputError, "weigh="),
         ({"tolerance": 0.0}, InputError, "tolerance="),
+        ({"clipping": "value"}, InputError, "clipping="),
         ({"weigh": hw.weigh.groups([1, 2])}, InputError, "2 labels for 20"),
         ({"weigh": hw.weigh.tokens()}, TaskError, "tokens of the task"),
         ({"weigh": hw.weigh.terms(lambda model, batch: torch.ones(len(batch[0]), 2), 2)}, TaskError, "sum to"),

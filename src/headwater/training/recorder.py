@@ -128,7 +128,9 @@ class Recorder:
         Args:
             indices: the ids, in the stage's dataset, of the examples whose losses made its gradient (all micro-batches together).
             clip: the factor that gradient clipping multiplied the gradient with; ``max_norm / total_norm`` will do (above 1 counts as 1).
-                torch's own factor is ``max_norm / (total_norm + 1e-6)``: with that one a replay can be exact to the last bit.
+                torch's own factor is ``max_norm / (total_norm + 1e-6)``: with that one a replay can be exact to the last bit. A factor
+                below 1 is taken as clipping of the 2-norm of the gradients of all the watched optimizer's parameters together
+                (``hw.Unrolled`` differentiates through it), unless it is the same number at every clipped step.
             loss: the loss of the whole batch, if you like: a replay then shows at which step it departs (see ``hw.Unrolled``).
 
         A step that a gradient scaler skipped is recorded as one that moved nothing.

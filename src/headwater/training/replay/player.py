@@ -16,6 +16,7 @@ from headwater.errors import NotFinite
 from headwater.tasks import Task
 from headwater.tasks.batches import Batch, to
 from headwater.training.experiment import settled
+from headwater.training.replay.clipping import Clipping
 from headwater.training.replay.norms import tracked, written_out
 from headwater.training.replay.script import Move, Part, Script
 from headwater.training.replay.state import State
@@ -129,10 +130,11 @@ class Player:
 
     # -- gradients -------------------------------------------------------------------------------------------------------------
 
-    def gradient(self, state: State, move: Move, weights: Tensor | None = None, terms: Terms | None = None) -> Gradient:
+    def gradient(self, state: State, move: Move, weights: Tensor | None = None, terms: Terms | None = None, clipping: Clipping | None = None) -> Gradient:
         """The gradient of a step as it was computed then.
 
-        ``weights`` (n, or n x terms): of the examples of the batch (default: all 1, computed as the loop did).
+        ``weights`` (n, or n x terms): of the examples of the batch (default: all 1, computed as the loop did). ``clipping``: clip anew by
+        this bound (default: the recorded factor).
         Raises NotFinite where the loss is not.
         """
         total: dict[str, Tensor] = {}
@@ -154,8 +156,9 @@ class Player:
         self.idle[move.step] = frozenset(move.stage.trainable - total.keys())
         if not np.isfinite(loss) and move.moved:
             raise NotFinite(f"a loss of {loss} at step {move.step}", "finite losses", "replay a training that did not diverge")
-        clipped = {n: g.mul(move.clip) for n, g in total.items()} if move.clip != 1.0 else total
-        return Gradient(clipped, buffers, loss, move.clip)
+        clip = move.clip if clipping is None else clipping.factor(total)
+        clipped = {n: g.mul(clip) for n, g in total.items()} if clip != 1.0 else total
+        return Gradient(clipped, buffers, loss, clip)
 
     def batch(self, move: Move, part: Part) -> Batch:
         """The examples of a part, on the device."""
@@ -179,7 +182,7 @@ class Player:
     # -- graphs ----------------------------------------------------------------------------------------------------------------
 
     def graph(self, state: State, move: Move, part: Part, terms: Terms | None = None) -> Graph:
-        """A part's contribution to the step's gradient (clipped by the recorded factor, which counts as constant), with its graph."""
+        """A part's contribution to the step's gradient (clipped by the recorded factor, here a constant: :meth:`Clipping.pull` knows how it moves), with its graph."""
         buffers = {n: t.clone() for n, t in state.buffers.items()}
         statistics = self.statistics if self._trains_norms(part) else ()
         for n in statistics:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.errors import GradientError
+from headwater.training.replay.clipping import Clipping
 from headwater.training.replay.player import Player, Terms, as_recorded
 from headwater.training.replay.script import Script
 from headwater.training.replay.state import State
 from headwater.training.replay.suspects import mismatch
 from headwater.training.replay.witness import Witness
-from headwater.training.run import Run
+from headwater.training.run import Run, Stage
 
 
 class Replay:
@@ -22,14 +25,15 @@ class Replay:
     Args:
         run: recorded from its start, with the order of its examples.
         tolerance: how far a replay may be from the record (see :class:`~headwater.training.replay.witness.Witness`).
+        clipping: what clipping factors below 1 stand for, "auto" (as the record tells), "norm" or "fixed"; see :class:`Clipping`.
 
     Raises:
         RunError, MissingCheckpoint, ReplayMismatch: the record lacks what a replay needs (see :class:`Script`).
     """
 
-    def __init__(self, run: Run, tolerance: float | None = None) -> None:
+    def __init__(self, run: Run, tolerance: float | None = None, clipping: str = "auto") -> None:
         self.run = run
-        self.script = Script(run)
+        self.script = Script(run, clipping)
         self.player = Player(run, self.script)
         self.tolerance = tolerance
 
@@ -67,12 +71,29 @@ class Replay:
 
         Args:
             weights: (examples of all stages), or (examples, terms) with ``terms``; the normaliser of a batch stays its number of examples.
+                Gradients are clipped anew where the loop clipped by their norm.
+
+        Raises GradientError where the record does not tell what its clipping factors stand for.
         """
         given = None if weights is None else torch.as_tensor(weights).to(self.run.device)
+        clippings = {} if given is None else {stage.index: self._clipping_anew(stage) for stage in self.run.stages}
         state = self.player.start()
         with as_recorded(self.run):
             for move in self.script:
                 before = self.player.begin(state, move)
                 mine = None if given is None else given[move.ids + move.stage.columns.start]
-                state = self.player.step(before, move, self.player.gradient(before, move, mine, terms))
+                state = self.player.step(before, move, self.player.gradient(before, move, mine, terms, clippings.get(move.stage.index)))
         return {**state.weights, **state.buffers}
+
+    def _clipping_anew(self, stage: Stage) -> Clipping | None:
+        """How other gradients of a stage are clipped; None: by the recorded factors."""
+        found = self.script.clipping(stage)
+        if found.kind != "norm":
+            return None
+        if np.isnan(found.bound):
+            raise GradientError(
+                f"clipping by norm in stage {stage.name!r} to a bound that the record does not tell",
+                "one max_norm in a stage, and a run that recorded the norms of its gradients (from 2026-11-24 on)",
+                "record the training again with one max_norm, or really train again (hw.evaluate.retrain)",
+            )
+        return found

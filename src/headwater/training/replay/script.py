@@ -15,6 +15,7 @@ from headwater.errors import MissingCheckpoint, ReplayMismatch, RunError
 from headwater.store import read_log, read_tensors
 from headwater.training.journal import optimizer_file
 from headwater.training.optimizers import ADAM, Group
+from headwater.training.replay.clipping import Clipping
 from headwater.training.replay.updates import Adam, Rule, Sgd
 from headwater.training.run import Run, Stage
 
@@ -68,10 +69,13 @@ class Script:
     Raises:
         RunError: the order of examples or Adam's beta1 was not recorded. MissingCheckpoint: the weights before training were not.
         ReplayMismatch: a dataset whose examples change from read to read.
+
+    ``clipping``: what factors below 1 stand for, "norm", "fixed", or "auto": as the record tells (see :class:`Clipping`).
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, clipping: str = "auto") -> None:
+        self.run, self._as_clipping = run, clipping
+        self._clippings: dict[int, Clipping] = {}
         self.facts: dict[str, Any] = run.manifest.get("replay", {})
         self.length = run.stages[-1].stop
         self._check()
@@ -113,6 +117,16 @@ class Script:
     def stage_of(self, step: int) -> Stage:
         """The stage that a step belongs to."""
         return next(stage for stage in self.run.stages if stage.start < step <= stage.stop)
+
+    def clipping(self, stage: Stage) -> Clipping:
+        """What a stage's clipping factors stand for. Raises GradientError where the record does not tell."""
+        if stage.index not in self._clippings:
+            steps = range(stage.start, stage.stop)
+            factors = np.array([float(self._rows[k]["clip"][0]) for k in steps])
+            norms = np.full(len(steps), np.nan) if self._moves is None else self._moves["norm"][stage.start : stage.stop].astype(float)
+            took = np.ones(len(steps), bool) if self._moves is None else self._moves["moved"][stage.start : stage.stop]
+            self._clippings[stage.index] = Clipping.told(factors[took], norms[took], self._as_clipping)
+        return self._clippings[stage.index].checked(stage.name)
 
     def _rule(self, stage: Stage, step: int, group: Group, row: np.void, number: int) -> Rule:
         """A group's settings at a step: as they were then, or where that was not noted as they were when the stage began."""
