@@ -63,10 +63,10 @@ def written_out(run, method, asked, train, task):
 
 
 def side(method, name, groups, size):
-    dim = method.estimate.projection.dim
+    dim = method.curvature.projection.dim
     if size <= dim:
         return torch.eye(size, dtype=torch.float64).expand(groups, -1, -1)
-    return method.estimate.projection.matrix(name, groups * size, dtype=torch.float64).reshape(dim, groups, size).transpose(0, 1)
+    return method.curvature.projection.matrix(name, groups * size, dtype=torch.float64).reshape(dim, groups, size).transpose(0, 1)
 
 
 @pytest.mark.parametrize("projection", [hw.projections.Rademacher(3), hw.projections.Gaussian(4, seed=2), hw.projections.SparseJL(4, nonzeros=2)], ids=repr)

@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -478,6 +479,64 @@ def test_bad_choices_are_refused_before_anything_is_trained(run):
         with pytest.raises(InputError, match=said):
             values(run, method=lora(**settings))
     assert folders(run) == []
+
+
+def own(measure=None, sample=None):
+    """A classification as a task of plain functions: it knows no output function, and draws no labels."""
+    return hw.tasks.Task(loss=TASK.loss, measure=measure or TASK.measure, sample=sample)
+
+
+class Counted:
+    """A build() that counts how often the model's forward pass is run."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self):
+        model = build()
+        model.register_forward_hook(lambda *_: self.calls.append(1))
+        return model
+
+
+REFUSED = [
+    (Trak(), own(), "a Task without a known output function"),
+    (Trak(output=lambda model, batch: model(batch[0])[:, 0]), own(), "of which the loss is no function"),
+    (hw.Influence(damping=0.1, curvature=hw.EKFAC(fisher="sampled")), own(), "without sample="),
+    (hw.Source(curvature=hw.EKFAC(fisher="exact")), own(), "does not know its outputs"),
+    (hw.LoGra(), own(), "without sample="),
+    (Unrolled(weigh=hw.weigh.tokens()), TASK, "tokens of the task"),
+    (Unrolled(weigh=hw.weigh.groups(["a", "b"])), TASK, "2 labels for 40"),
+    (hw.Representations(layer="nowhere"), TASK, "layer='nowhere'"),
+    (hw.KNNShapley(layer="nowhere"), TASK, "layer='nowhere'"),
+    (hw.floors.same_label(), hw.tasks.Regression(), "classes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "method", "task", "said"),
+    [(kind, *case) for kind in ("lora", "merged", "runs") for case in REFUSED if kind != "merged" or not isinstance(case[0], hw.Source | Unrolled)],
+    ids=repr,
+)
+def test_a_method_that_cannot_work_is_refused_before_anything_is_trained(ensemble, method, task, said, run):
+    """At the price of a few forward passes (an ensemble of adapters looks for their layers too), and with nothing written."""
+    calls: list[int] = []
+    numbers = isinstance(task, hw.tasks.Regression)
+    train, asked = ((x, nn.functional.one_hot(y, 3).double()) if numbers else (x, y) for x, y in (TRAIN, ASKED))
+    again = replace(run, build=Counted(calls), stages=(replace(run.stages[0], data=hw.tasks.Examples(train), task=task),))
+    before = sorted(again.path.rglob("*"))
+    made = hw.Ensemble(method, [again]) if ensemble == "runs" else lora(method, merged=ensemble == "merged")
+    with pytest.raises(hw.HeadwaterError, match=said) as caught:
+        values(again, asked, method=made)
+    assert any("tried before any of its members was computed" in note for note in caught.value.__notes__)
+    assert sorted(again.path.rglob("*")) == before and len(calls) <= 8
+
+
+def test_an_exact_kernel_without_room_is_refused_before_anything_is_trained(run):
+    """60 parameters of adapters are more than 40 examples, so that the matrix of all pairs would be needed; the same at rank 1 are fewer."""
+    with pytest.raises(InputError, match="the exact kernel of 40 training examples"):
+        values(run, method=lora(Trak()), memory=20 * 40**2 - 1)
+    assert folders(run) == []
+    assert values(run, method=lora(Trak(), rank=1), memory=20 * 40**2 - 1).shape == (6, 40)
 
 
 def test_a_diverging_training_says_what_to_lower(run):

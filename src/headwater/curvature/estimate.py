@@ -18,7 +18,7 @@ from headwater.capture import Capture, Gradients
 from headwater.errors import InputError
 from headwater.linalg import Apply, Dense, Operator, Response
 from headwater.tasks import Draws, Examples, Task
-from headwater.tasks.batches import Batch
+from headwater.tasks.batches import Batch, leaves, size
 from headwater.tasks.task import MAX_EXACT_OUTPUTS
 
 Vectors = dict[str, Tensor]
@@ -164,6 +164,17 @@ def resolve_fisher(fisher: str, task: Task, model: nn.Module, batch: Batch) -> s
         return fisher
     outputs = task.outputs(model, batch)
     return "exact" if outputs is not None and outputs <= MAX_EXACT_OUTPUTS else "sampled"
+
+
+def prove_fisher(fisher: str, task: Task, model: nn.Module, batch: Batch) -> None:
+    """Raise TaskError, by a forward pass, where a task has nothing to draw labels with, or does not know its outputs, and ``fisher`` needs it."""
+    kind = resolve_fisher(fisher, task, model, batch)
+    with torch.no_grad():
+        if kind == "exact":
+            task.exact(model, batch)
+        elif kind == "sampled":
+            count = size(batch)
+            task.sampled(model, batch, Draws(0, np.arange(count), next(leaves(batch)).device))
 
 
 def pseudo_gradients(setting: Setting, source: Point, fisher: str, seed: int, batch: Batch, ids: np.ndarray) -> Iterator[Gradients]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from headwater.capture.stream import stream
@@ -71,6 +71,10 @@ def random(seed: int = 0) -> Random:
 @dataclass(frozen=True)
 class SameLabel(_Floor):
     """See :func:`same_label`."""
+
+    def prove(self, request: Request, model: nn.Module, trained: int) -> None:
+        """Raise InputError, from the first examples, where there are no classes."""
+        classes_of(request, "floors.same_label()", most=1)
 
     def parts(self, request: Request) -> Parts:
         same = classes_of(request, "floors.same_label()").same().astype(np.float32)

@@ -1,7 +1,7 @@
 """Whether a method can work on a run, found out by a forward pass or two: before work is done that a refusal would waste.
 
 A method knows what it needs of a task, and would say so when it gets there. An ensemble of adapters gets there after training the first of
-them; a table, after the queries' gradients. So what can be refused by looking at two examples of each stage is looked at beforehand.
+them; a table, after the queries' gradients. So what can be refused by looking at the first examples of each stage is looked at beforehand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Proving(Protocol):
 
 
 def prove(method: Any, request: Request, model: nn.Module, trained: int) -> None:
-    """Raise, by forward passes on two examples of each stage alone, what ``method`` would raise where this run's task is not for it."""
+    """Raise, by forward passes on the first examples of each stage alone, what ``method`` would raise where this run's task is not for it."""
     if isinstance(method, Proving):
         method.prove(request, model, trained)
     elif isinstance(method, Method):  # not by its plan: members have rates and checkpoints of their own
@@ -38,4 +38,4 @@ def prove_estimates(estimates: Iterable[Estimate], run: Run, model: nn.Module) -
     """Raise TaskError where a stage's task cannot give what a curvature is estimated from."""
     for fisher in dict.fromkeys(str(estimate.fisher) for estimate in estimates if hasattr(estimate, "fisher")):
         for stage in run.stages:
-            prove_fisher(fisher, stage.task, model, to(stage.data.batch(range(min(2, stage.size))), run.device))
+            prove_fisher(fisher, stage.task, model, to(stage.data.batch(range(1)), run.device))

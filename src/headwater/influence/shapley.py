@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from headwater.errors import InputError
 from headwater.influence.methods import RANK_ONLY
@@ -13,7 +14,7 @@ from headwater.influence.request import SCORES, Parts, Request, mean_of_scores
 from headwater.influence.similarity.labels import Labels, labels_of
 from headwater.influence.similarity.pairs import minus_distance, pairs, summed
 from headwater.influence.similarity.representations import provenance_of
-from headwater.influence.similarity.vectors import POSITIONS, vectors_of
+from headwater.influence.similarity.vectors import POSITIONS, prove_vectors, vectors_of
 
 _HELD = 2**23  # numbers of one chunk of queries
 
@@ -48,6 +49,11 @@ class KNNShapley:
             raise InputError(f"k={self.k}", "at least one neighbour", "k=5")
         if self.positions not in POSITIONS:
             raise InputError(f"positions={self.positions!r}", f"one of {', '.join(map(repr, POSITIONS))}", "positions='mean'")
+
+    def prove(self, request: Request, model: nn.Module, trained: int) -> None:
+        """Raise InputError, from the first examples, where there are no labels, or no such layer."""
+        labels_of(request, "KNN-Shapley", most=1)
+        prove_vectors(request.run, self.layer, self.positions, model)
 
     def parts(self, request: Request) -> Parts:
         """What one model contributes (see :class:`headwater.influence.request.Scorer`)."""

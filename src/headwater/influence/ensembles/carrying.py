@@ -154,8 +154,11 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
     if request.progress:
         tqdm.write(_plan(name, contributions, len(pieces) - len(todo), len(pieces), request), file=sys.stderr)
     for piece in {id(piece.member.home): piece for piece in reversed(todo)}.values():  # the first of each model
-        with _named(piece.member, "none of its members is computed"):
+        try:
             piece.member.prove(piece.method, request)
+        except HeadwaterError as error:
+            error.add_note(f"Of {piece.member.home.path}; tried before any of its members was computed.")
+            raise
     bar = tqdm(todo, desc="members", unit=" members", disable=not request.progress or len(todo) < 2, leave=False, file=sys.stderr)
     took = LONG  # the first member tells its plan, which is that of the others
     for k, piece in enumerate(bar):

@@ -44,9 +44,9 @@ class Member:
             is computed, and only if its contribution is not kept already, so it may take long (adapters are trained in it).
         seed: of the method's own chance, 0 to 2**31 - 1 (a projection): see :func:`seeded`. 0 leaves the method as it is.
         ask: what has to be done to a question before this model can be asked it (ids for masks that belong to examples).
+        shares: the member whose gradients it shares: then only the method's ``weight`` is taken under this one's view.
         trial: makes what the method is tried on before any work is done: a model that computes what the home's does, with the member's own
             parameters in it, untrained, and alone free to move. None where a view costs nothing: it is tried itself.
-        shares: the member whose gradients it shares: then only the method's ``weight`` is taken under this one's view.
     """
 
     key: str
@@ -55,8 +55,8 @@ class Member:
     view: Callable[[], Run]
     seed: int = 0
     ask: Callable[[Asked], Asked] = as_asked
-    trial: Callable[[], nn.Module] | None = None
     shares: Member | None = None
+    trial: Callable[[], nn.Module] | None = None
 
     def request(self, request: Request) -> Request:
         """The question put to this member."""

@@ -85,8 +85,13 @@ class School:
         return AdapterMember(key, self.base, f"adapters {index}", lambda: self.run(index, False), seed_of(key), trial=self.trial, school=self, index=index)
 
     def trial(self) -> nn.Module:
-        """What members compute before they are trained, by the parameters that they are scored by."""
-        return self.base.load(self.base.model(), self.base.checkpoints[-1]) if self.settings.merged else self.build()
+        """What members compute before they are trained; free to move is what they will be scored by."""
+        if not self.settings.merged:
+            return self.build()
+        model, moved = self.base.load(self.base.model(), self.base.checkpoints[-1]), {name for stage in self.base.stages for name in stage.trainable}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in moved)
+        return model
 
     def run(self, index: int, progress: bool) -> Run:
         """A member as a run, trained if it was not."""

@@ -33,15 +33,15 @@ class Labels:
         return self.queries == self.train.T
 
 
-def labels_of(request: Request, what: str) -> Labels:
-    """The labels of everything that a request is about. ``what`` needs them, for the error.
+def labels_of(request: Request, what: str, most: int | None = None) -> Labels:
+    """The labels of everything that a request is about. ``what`` needs them, for the error; ``most``: no more than so many of each set.
 
     A Classification has classes and a Regression targets; of a task of the user's the last item of a tuple, or the field "labels",
     decides by its type. Raises InputError for tasks without labels.
     """
     run = request.run
-    train = np.concatenate([_read(stage.data, stage.task, what) for stage in run.stages])
-    queries = np.concatenate([_read(examples, run.stages[-1].task, what) for examples in request.asked.examples])
+    train = np.concatenate([_read(stage.data, stage.task, what, most) for stage in run.stages])
+    queries = np.concatenate([_read(examples, run.stages[-1].task, what, most) for examples in request.asked.examples])
     if train.dtype != queries.dtype or train.shape[1] != queries.shape[1]:
         raise InputError(
             f"labels of shape {queries.shape} and type {queries.dtype} in the queries, {train.shape} and {train.dtype} in the training data",
@@ -51,20 +51,20 @@ def labels_of(request: Request, what: str) -> Labels:
     return Labels(queries, train)
 
 
-def classes_of(request: Request, what: str) -> Labels:
+def classes_of(request: Request, what: str, most: int | None = None) -> Labels:
     """The same where they must be classes."""
-    found = labels_of(request, what)
+    found = labels_of(request, what, most)
     if not found.classes:
         raise InputError(f"{what} and targets that are numbers", "classes: labels that are equal or not", "it is for classification; leave it out here")
     return found
 
 
-def _read(examples: Examples, task: Task, what: str) -> np.ndarray:
+def _read(examples: Examples, task: Task, what: str, most: int | None) -> np.ndarray:
     if isinstance(task, Language):
         raise InputError(f"{what} and a language task", "examples with labels", "it has no meaning for texts; leave it out here")
-    parts = []
-    for start in range(0, len(examples), READ):
-        held = split(examples.batch(range(start, min(start + READ, len(examples)))), getattr(task, "labels", "labels"))[2]
+    parts, count = [], len(examples) if most is None else min(most, len(examples))
+    for start in range(0, count, READ):
+        held = split(examples.batch(range(start, min(start + READ, count))), getattr(task, "labels", "labels"))[2]
         parts.append(_as_labels(held, task, what))
     return np.concatenate(parts)
 

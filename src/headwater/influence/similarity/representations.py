@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from headwater.errors import InputError
 from headwater.influence.methods import COSINE, RANK_ONLY
 from headwater.influence.request import SCORES, Parts, Request, mean_of_scores
 from headwater.influence.similarity.labels import classes_of
 from headwater.influence.similarity.pairs import KERNELS, averaged, pairs, summed
-from headwater.influence.similarity.vectors import POSITIONS, vectors_of
+from headwater.influence.similarity.vectors import POSITIONS, prove_vectors, vectors_of
 from headwater.training import Run
 
 
@@ -53,6 +54,12 @@ class Representations:
                 raise InputError(f"{name}={getattr(self, name)!r}", f"one of {', '.join(map(repr, known))}", f"{name}={known[0]!r}")
         if self.similarity == "l2" and self.labels == "agree":
             raise InputError("labels='agree' with similarity='l2'", "a similarity that is 0 between examples with nothing in common", "similarity='cosine' or 'dot'")
+
+    def prove(self, request: Request, model: nn.Module, trained: int) -> None:
+        """Raise InputError, from the first examples, where there is no such layer, or no labels that could agree."""
+        if self.labels == "agree":
+            classes_of(request, "labels='agree'", most=1)
+        prove_vectors(request.run, self.layer, self.positions, model)
 
     def parts(self, request: Request) -> Parts:
         """What one model contributes (see :class:`headwater.influence.request.Scorer`)."""

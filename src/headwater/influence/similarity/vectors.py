@@ -37,12 +37,12 @@ class Vectors(Protocol):
     def of(self, batch: Batch, task: Task, ask: Measure) -> Tensor: ...
 
 
-def vectors_of(run: Run, layer: str | None, positions: str) -> Vectors:
+def vectors_of(run: Run, layer: str | None, positions: str, model: nn.Module | None = None) -> Vectors:
     """The vectors that ``layer=`` names: None for the input of the last linear layer, "input" for the examples themselves, else a module's
-    name. Raises InputError, listing the layers, where there is no such module."""
+    name. Raises InputError, listing the layers, where there is no such module. ``model``: the run's, where it is at hand."""
     if layer == INPUT:
         return Inputs()
-    model = run.load(run.model(), run.checkpoints[-1])
+    model = run.load(run.model(), run.checkpoints[-1]) if model is None else model
     if layer is None:
         name = _last_linear(model, run)
         return Layer(model, name, positions, entering=True)
@@ -50,6 +50,13 @@ def vectors_of(run: Run, layer: str | None, positions: str) -> Vectors:
     if layer not in modules or not layer:
         raise _no_layer(f"layer={layer!r}", model, layer)
     return Layer(model, layer, positions, entering=False)
+
+
+def prove_vectors(run: Run, layer: str | None, positions: str, model: nn.Module) -> None:
+    """Raise InputError where examples have no such vectors: by one example of each stage."""
+    vectors = vectors_of(run, layer, positions, model)
+    for stage in run.stages:
+        vectors.of(to(stage.data.batch(range(1)), run.device), stage.task, stage.task.loss)
 
 
 # --------------------------------------------------------------------------------------------------------------------- layers

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from headwater.errors import InputError
 from headwater.influence.methods import MEASUREMENT
