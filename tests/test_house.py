@@ -26,6 +26,8 @@ DOOR = [
     "Datamodel",
     "Dense",
     "Diagonal",
+    "DiffusionReTrac",
+    "DiffusionTracIn",
     "DropoutEnsemble",
     "EKFAC",
     "Ensemble",

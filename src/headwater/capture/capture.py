@@ -26,6 +26,7 @@ from headwater.capture.rules import Rule, refuse_batch_statistics, refuse_traini
 from headwater.capture.stream import is_out_of_memory
 from headwater.errors import BatchCoupling, GradientError, GradientMismatch, InputError, NotFinite, TaskError
 from headwater.tasks.batches import Batch, leaves, size, take
+from headwater.tasks.diffusion import Drawn
 
 Gradients = dict[str, BlockGradient]
 Call = tuple[str, int]
@@ -150,6 +151,12 @@ def regroup(piece: Piece, n: int) -> Piece:
     if isinstance(piece, Lookup):
         return Lookup(piece.index.unflatten(0, (n, -1)).flatten(1), piece.a.unflatten(0, (n, -1)).flatten(1, 2), piece.entries)
     return Rows(piece.values.unflatten(0, (n, -1)).sum(1))
+
+
+def gathered(gradient: BlockGradient, each: int) -> BlockGradient:
+    """Gradients of rows, ``each`` of them an example's, as gradients of examples: their sums."""
+    n = len(gradient) // each
+    return BlockGradient(tuple(regroup(piece, n) for piece in gradient.pieces))
 
 
 def with_ones(piece: Outer) -> Outer:
@@ -375,8 +382,14 @@ class Capture:
         """Per-example gradients of ``function(model, batch)``: one item for a function that returns (n,), one per column for (n, k).
 
         Gradients are of each example alone, unscaled: no mean over the batch enters. ``key`` names the function where a new object
-        is made for each batch: functions with one key call the model alike.
+        is made for each batch: functions with one key call the model alike. A batch of examples with several noise events each is seen
+        row by row, an example's gradient being the sum of its rows'.
         """
+        rows, each = (batch.rows(), batch.each) if isinstance(batch, Drawn) else (batch, 1)
+        for gradients in self._each(function, rows, key):
+            yield gradients if each == 1 else {name: gathered(gradient, each) for name, gradient in gradients.items()}
+
+    def _each(self, function: Function, batch: Batch, key: Hashable) -> Iterator[Gradients]:
         layouts = self._layout_of(function if key is None else key, function, batch)
         function = columns(function)
         out, uses, found = self._placed(function, layouts, batch)
@@ -533,6 +546,7 @@ class Capture:
         an error."""
         refuse_training_mode(self.model)
         refuse_batch_statistics(self.model)
+        probe = probe.rows(slice(0, 1)) if isinstance(probe, Drawn) else probe  # one event each: what the model sees is proved
         pair = take(probe, torch.arange(2) % size(probe))
         self._layout_of(function, function, pair)
         values = self._refuse_unsteady(function, pair)

@@ -32,9 +32,11 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, T]]:
     """Yield ``(ids, process(batch, ids))`` for the examples in ``ids``, in order.
 
+    ``batch_size`` counts what the model sees: of examples with several noise events fewer are taken at once.
     ``process`` must leave nothing behind but its result: when it runs out of memory its batch is cut in half and tried again.
     """
     ids, start = np.asarray(ids), 0
+    batch_size = max(1, batch_size // examples.rows_per_example)
     while start < len(ids):
         part = ids[start : start + batch_size]
         failed = False

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from headwater.tasks.batches import Examples, fingerprint
+from headwater.tasks.batches import fingerprint
 from headwater.tasks.code import code_digest
 
 
@@ -18,7 +18,7 @@ def identity(experiment: Any, measure: Callable[..., Any] | None = None) -> dict
     The digest of a function covers its code without comments and docstrings, the plain constants it reads from its module, its
     bound arguments, and the functions of the same module that it calls. It cannot see further, say into a library of yours.
     """
-    train, test = Examples(experiment.train, experiment.task.collate), Examples(experiment.test, experiment.task.collate)
+    train, test = experiment.task.examples(experiment.train), experiment.task.examples(experiment.test)
     facts = {
         "train": {"examples": len(train), "fingerprint": fingerprint(train)},
         "test": {"examples": len(test), "fingerprint": fingerprint(test)},

@@ -79,7 +79,7 @@ def select(data: Any, kept: np.ndarray | None) -> Any:
 
 def measurements(model: nn.Module, experiment: Any, measure: Callable[..., Any] | None = None) -> np.ndarray:
     """f(z_q; theta) of every query of ``experiment.test``: float64, shape (queries,), in eval mode, on the model's own device."""
-    queries = Examples(experiment.test, experiment.task.collate)
+    queries = experiment.task.examples(experiment.test)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     ask = measure or experiment.task.measure
     model.eval()

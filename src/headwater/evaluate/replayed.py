@@ -49,7 +49,7 @@ def replayed(run: Run, subsets: Subsets, queries: Any, *, measure: Callable[...,
     replay = Replay(run)
     replay.check()
     task = run.stages[-1].task
-    examples = queries if isinstance(queries, Examples) else Examples(queries, task.collate)
+    examples = queries if isinstance(queries, Examples) else task.examples(queries)
     keep = torch.as_tensor(subsets.mask()).double()
     full = _measured(replay, replay.train(), examples, measure or task.measure)
     rows = tqdm(keep, disable=not progress, desc="replay", unit=" trainings", leave=False, file=sys.stderr)

@@ -19,7 +19,6 @@ from headwater.evaluate.jobs import Work
 from headwater.evaluate.subsets import Subsets
 from headwater.evaluate.workers import Engine, Outcome, default_crew, local
 from headwater.report.numbers import duration
-from headwater.tasks.batches import Examples
 
 ENGINES: dict[str, tuple[Engine, Callable[[Any], int | None]]] = {"local": (local, default_crew), "ray": (ray, lambda experiment: None)}
 """Each with how many trainings it does at a time where nothing is said; None where only the engine knows."""
@@ -142,9 +141,9 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 def _check(experiment: Any, subsets: Subsets, engine: str) -> None:
     if engine not in ENGINES:
         raise InputError(f"engine={engine!r}", f"one of {sorted(ENGINES)}", "use engine='local'")
-    if len(Examples(experiment.test, experiment.task.collate)) == 0:
+    if len(experiment.task.examples(experiment.test)) == 0:
         raise InputError("an experiment with an empty test set", "at least one query to measure", "give Experiment(test=...) some examples")
-    n = len(Examples(experiment.train, experiment.task.collate))
+    n = len(experiment.task.examples(experiment.train))
     if subsets.n != n:
         raise InputError(f"subsets of {subsets.n} examples, and an experiment with {n} training examples", "the same number", f"use halves({n}, ...)")
 

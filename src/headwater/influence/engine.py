@@ -21,6 +21,7 @@ from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
 from headwater.influence.refine import Note, RefinedFlow
 from headwater.linalg import Diagonal
 from headwater.store import content_hash
+from headwater.tasks import Examples
 from headwater.tasks.batches import Batch, to
 from headwater.tasks.code import task_identity
 from headwater.training import Run
@@ -73,6 +74,11 @@ class Engine:
             self._states[weights] = {n: t.to(self.run.device) for n, t in state.items()}
         self.model.load_state_dict(self._states[weights], strict=False)
 
+    def data(self, stage: int, events: Any = None) -> Examples:
+        """A stage's examples, seen through other noise events where a row asks for them."""
+        data = self.run.stages[stage].data
+        return data if events is None else data.over(events)
+
     def curvature(self, fit: Fit) -> Curvature:
         """The estimate, from memory, from the run's store (keyed by weights, data and settings), or made now and stored."""
         if fit in self._curvatures:
@@ -91,25 +97,28 @@ class Engine:
 
     @cached_property
     def seconds_per_example(self) -> float:
-        """How long one example's gradient takes, from one timed batch of up to 32 (compared with nothing: a lower bound)."""
-        stage, count = self.run.stages[0], min(self.batch_size, 32, self.run.stages[0].size)
+        """How long the gradient of one row that the model sees takes, from one timed batch of up to 32 (compared with nothing: a lower bound)."""
+        stage = self.run.stages[0]
+        each = stage.data.rows_per_example
+        count = max(1, min(self.batch_size // each, 32, stage.size))
 
         def process(batch: Batch, _: np.ndarray) -> float:
             return sum(float(g.square_norms().sum()) for g in self.capture.gradients(stage.task.loss, batch).values())
 
         started = time.perf_counter()
-        for _ in stream(stage.data, range(count), process, batch_size=count, device=self.run.device):
+        for _ in stream(stage.data, range(count), process, batch_size=count * each, device=self.run.device):
             pass
-        return (time.perf_counter() - started) / count
+        return (time.perf_counter() - started) / count / each
 
     def cost(self, fit: Fit) -> int:
         """Examples that pass through the model to make a curvature."""
         limit = getattr(fit.estimate, "examples", None)
-        return fit.estimate.passes * sum(min(limit or self.run.stages[stage].size, self.run.stages[stage].size) for stage, _ in fit.at)
+        sizes = [len(self.run.stages[stage].data.spread()) for stage, _ in fit.at]
+        return fit.estimate.passes * sum(min(limit or size, size) for size in sizes)
 
     def _point(self, stage: int, weights: Weights) -> Point:
         record = self.run.stages[stage]
-        return Point(lambda: self.load(weights), record.data, record.task, f"{stage}@{weights}")
+        return Point(lambda: self.load(weights), record.data.spread(), record.task, f"{stage}@{weights}")
 
     def _key(self, fit: Fit) -> str:
         at = [[stage, [self.run.weights_hash(step) for step in weights]] for stage, weights in fit.at]
@@ -153,7 +162,7 @@ class Engine:
         """Examples that pass through the model to refine one query's vector in this row: at most."""
         if row.refine is None or row.curvature is None:
             return 0
-        return row.refine.steps * sum(len(even_sample(self.run.stages[stage].size, row.refine.examples)) for stage, _ in row.curvature.at)
+        return row.refine.steps * sum(len(even_sample(len(self.run.stages[stage].data.spread()), row.refine.examples)) for stage, _ in row.curvature.at)
 
     def forget(self) -> None:
         """The scores are handed out: refined products that were kept for resuming have done their duty."""

@@ -6,8 +6,8 @@ gradient seen through ``phi`` of this curvature; afterwards carry the query to t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 from headwater.curvature import EKFAC, Estimate
 from headwater.errors import InputError, RunError
@@ -41,29 +41,54 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """What a row compares training gradients with: the query gradient at weights ``at``, the mean over ``events`` (noise events of a
+    diffusion model, of which one query gradient each is taken; None: as the queries come). ``unit``: each of them at unit norm."""
+
+    at: Weights
+    events: tuple[Any, ...] = (None,)
+    unit: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row of a method's table. ``time`` is in units of the largest summed learning rate of ``pace``. ``refine``: apply phi and psi to
-    the exact curvature, by iterations that begin at ``curvature``."""
+    """One row of a method's table.
+
+    ``time`` is in units of the largest summed learning rate of ``pace``. ``refine``: apply phi and psi to the exact curvature, by iterations
+    that begin at ``curvature``. ``asking``: None for the query gradient at the final weights, carried back by later rows. ``events``: noise
+    events at which training gradients are taken (None: as the examples come). ``unit``: each training gradient at unit norm. ``share``:
+    of the row in a mean over rows. ``labels``: what the row stands for, ``(("checkpoint", 300), ("timestep", 37))``, for scores by part.
+    """
 
     stage: int
     at: tuple[Weights, ...]
     phi: Response
     psi: Response | None = None
-    query_at: Weights | None = None
+    asking: Asking | None = None
     curvature: Fit | None = None
     pace: Pace | None = None
     examples: int | None = None
     refine: Refine | None = None
+    events: Any = None
+    unit: bool = False
+    share: float = 1.0
+    labels: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A method on a run: rows in the order of training, and what its scores mean. ``cosine``: gradients are brought to unit norm."""
+    """A method on a run: rows in the order of training, and what its scores mean. ``cosine``: gradients are brought to unit norm.
+    ``keep``: the labels by which scores are kept apart as well."""
 
     name: str
     rows: tuple[Row, ...]
     unit: str
     cosine: bool = False
+    keep: tuple[str, ...] = ()
+
+    def labels(self, axis: str) -> list[float]:
+        """What rows stand for along an axis, in order."""
+        return sorted({value for row in self.rows for name, value in row.labels if name == axis})
 
 
 @runtime_checkable
@@ -111,9 +136,17 @@ class TracIn:
     measurement's unit to first order in training time: it ignores that later training undoes part of a change. For Adam and AdamW the
     product is taken through ``P = 1/(sqrt(v) + eps)``, by which their steps differ from the gradient.
 
+    Args:
+        keep: ``("checkpoint",)`` keeps the scores of each checkpoint as well: ``scores.by("checkpoint")``.
+
     >>> TracIn()
     TracIn()
     """
+
+    keep: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", kept(self.keep, ("checkpoint",)))
 
     def plan(self, run: Run) -> Table:
         rows = []
@@ -121,9 +154,9 @@ class TracIn:
             start = stage.start
             for step in [c for c in run.checkpoints if stage.start < c <= stage.stop]:
                 pace = Pace(start, step, (step,) if stage.optimizer.kind != "sgd" else ())
-                rows.append(Row(stage.index, ((step,),), Constant(total_rate(run, pace)), query_at=(step,), pace=pace))
+                rows.append(Row(stage.index, ((step,),), Constant(total_rate(run, pace)), asking=Asking((step,)), pace=pace, labels=(("checkpoint", step),)))
                 start = step
-        return Table(repr(self), tuple(rows), MEASUREMENT)
+        return Table(repr(self), tuple(rows), MEASUREMENT, keep=self.keep)
 
 
 @dataclass(frozen=True)
@@ -241,6 +274,14 @@ class Source:
 def _refined(refine: Refine | None) -> str:
     """What a table's name says of refinement."""
     return "" if refine is None else f", refine={refine.steps}"
+
+
+def kept(given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``keep=`` was given as, a name or several. Raises InputError."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not set(names) <= set(known):
+        raise InputError(f"keep={given!r}", f"names among {known}", 'keep=("checkpoint",), say')
+    return names
 
 
 def total_rate(run: Run, pace: Pace) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,10 @@ class Asked:
     names: tuple[str, ...] | None
     measure: Measure
 
+    def over(self, events: Any) -> Asked:
+        """The same question at other noise events; itself for None."""
+        return self if events is None else replace(self, examples=tuple(e.over(events) for e in self.examples))
+
     @property
     def count(self) -> int:
         return len(self.names) if self.names is not None else len(self.rows[0])
@@ -44,6 +48,9 @@ class Asked:
 
 def ask(queries: Any, task: Task, measure: Measure | None) -> Asked:
     """Turn what a user passed as ``queries`` (a dataset, a batch, a Query or several) into rows."""
+    events = getattr(measure, "events", None)
+    if measure is not None and events is not None:  # a measure that says at which noise events it is taken
+        return ask(queries, task, replace(measure, events=None)).over(events)  # type: ignore[type-var]
     named = [queries] if isinstance(queries, Query) else queries
     if isinstance(named, list | tuple) and named and all(isinstance(q, Query) for q in named):
         examples = tuple(_examples(q.data, task) for q in named)
@@ -54,7 +61,7 @@ def ask(queries: Any, task: Task, measure: Measure | None) -> Asked:
 
 
 def _examples(data: Any, task: Task) -> Examples:
-    examples = data if isinstance(data, Examples) else Examples(data, task.collate)
+    examples = (data if isinstance(data, Examples) else task.examples(data)).asked()
     if len(examples) == 0:
         raise QueryError("no queries", "at least one example to ask about", "pass a batch or a dataset of the examples whose predictions you ask about")
     return examples

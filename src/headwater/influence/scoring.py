@@ -10,8 +10,10 @@ loss) and the 1/N stand here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,28 +23,42 @@ from headwater.capture import Gradients
 from headwater.capture.stream import stream
 from headwater.errors import NotFinite
 from headwater.influence.engine import Engine
-from headwater.influence.methods import Row, Table, Weights
+from headwater.influence.methods import Asking, Row, Table, Weights
 from headwater.influence.queries import Asked
-from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, through, vectors_of
+from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, scaled, summed, through, vectors_of
 from headwater.tasks.batches import Batch
 
-Pass = tuple[int, Weights]
-"""A stage and the weights at which its examples' gradients are taken."""
+
+class Pass(NamedTuple):
+    """A stage, the weights at which its examples' gradients are taken, and the noise events (None: as the examples come)."""
+
+    stage: int
+    weights: Weights
+    events: Any = None
+
 
 
 @dataclass(frozen=True)
 class Use:
-    """One row's part in one pass: which method and row, and the factor ``1 / (N * checkpoints)``."""
+    """One row's part in one pass: which method and row, and the factor ``share / (N * checkpoints)``."""
 
     method: int
     index: int
     row: Row
     factor: float
 
+    @property
+    def side(self) -> Hashable:
+        """Rows with one and the same query side share it."""
+        row = self.row
+        own = row.asking is None or row.refine is not None
+        return (self.method, self.index) if own else (row.asking, row.phi, row.curvature, row.pace, row.stage)
+
 
 @dataclass(frozen=True)
 class Seen:
-    """A use ready to be compared with training gradients: its query side ``psi`` and (for cosines) the queries' norms."""
+    """A use ready to be compared with training gradients: its query side ``psi``, and what products are divided by besides the length of
+    the training gradient, where that is to count at unit norm: for cosines the queries' lengths, else 1."""
 
     use: Use
     vectors: Queries
@@ -56,8 +72,8 @@ def passes(tables: list[Table], engine: Engine) -> dict[Pass, list[Use]]:
         for r, row in enumerate(table.rows):
             count = row.examples or engine.run.stages[row.stage].size
             for weights in row.at:
-                found.setdefault((row.stage, weights), []).append(Use(m, r, row, 1.0 / (count * len(row.at))))
-    return dict(sorted(found.items(), key=lambda item: (-max(item[0][1]), -item[0][0])))
+                found.setdefault(Pass(row.stage, weights, row.events), []).append(Use(m, r, row, row.share / (count * len(row.at))))
+    return dict(sorted(found.items(), key=lambda item: (-max(item[0].weights), -item[0].stage)))
 
 
 def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice) -> Queries:
@@ -101,31 +117,45 @@ class QuerySide:
     def __init__(self, engine: Engine, tables: list[Table], base: Queries, asked: Asked, rows: slice, tolerance: float) -> None:
         self.engine, self.tables, self.asked, self.rows, self.tolerance = engine, tables, asked, rows, tolerance
         self.carried = [base] * len(tables)
-        self.held: dict[tuple[int, int], Queries] = {}
-        self.left = {(m, r): len(row.at) for m, table in enumerate(tables) for r, row in enumerate(table.rows)}
+        self.held: dict[Hashable, Queries] = {}
+        self.left = Counter(use.side for uses in passes(tables, engine).values() for use in uses)
 
     def prepare(self, uses: list[Use]) -> list[Seen]:
         """The rows of one pass, latest row of each method first; call before the pass's weights are loaded."""
         seen = []
         for use in sorted(uses, key=lambda u: -u.index):
-            key = (use.method, use.index)
-            if key not in self.held:
-                self.held[key] = self._respond(use)
-            norms = lengths_of(self.held[key]) if self.tables[use.method].cosine else None
-            seen.append(Seen(use, self.held[key], norms))
+            if use.side not in self.held:
+                self.held[use.side] = self._respond(use)
+            vectors, norms = self.held[use.side], None
+            if self.tables[use.method].cosine:
+                norms = lengths_of(vectors)
+            elif use.row.unit:
+                norms = torch.ones(self.rows.stop - self.rows.start, device=self.engine.run.device)
+            seen.append(Seen(use, vectors, norms))
         return seen
 
     def release(self, uses: list[Use]) -> None:
         """Forget the rows whose last pass this was."""
         for use in uses:
-            key = (use.method, use.index)
-            self.left[key] -= 1
-            if self.left[key] == 0:
-                del self.held[key]
+            self.left[use.side] -= 1
+            if self.left[use.side] == 0:
+                del self.held[use.side]
+
+    def asking(self, asking: Asking) -> Queries:
+        """The query gradients that a row asks for: their mean over noise events, each at unit norm where that is asked for."""
+        total: Queries | None = None
+        for events in asking.events:
+            u = query_gradients(self.engine, self.asked.over(events), asking.at, self.rows)
+            if asking.unit or len(asking.events) > 1:
+                length = lengths_of(u) if asking.unit else torch.ones(())
+                u = scaled(u, torch.where(length > 0, 1 / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0).expand(len(next(iter(u.values())))) / len(asking.events))
+            total = summed(total, u)
+        assert total is not None
+        return total
 
     def _respond(self, use: Use) -> Queries:
         row = use.row
-        u = self.carried[use.method] if row.query_at is None else query_gradients(self.engine, self.asked, row.query_at, self.rows)
+        u = self.carried[use.method] if row.asking is None else self.asking(row.asking)
         if row.refine is not None:
             psi = row.psi if use.index > 0 else None
             seen, carried = self.engine.refined(row).solve(row.phi, psi, len(next(iter(u.values()))), lambda rows: {n: side.part(rows).whole() for n, side in u.items()})
@@ -168,20 +198,20 @@ def score_pass(
     engine: Engine, where: Pass, seen: list[Seen], ids: np.ndarray, paired: bool
 ) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
     """Stream a stage's examples ``ids`` at the pass's weights; yield what each batch adds to each seen row's scores."""
-    stage = engine.run.stages[where[0]]
-    engine.load(where[1])
+    stage, data = engine.run.stages[where.stage], engine.data(where.stage, where.events)
+    engine.load(where.weights)
 
     def process(batch: Batch, part: np.ndarray) -> list[Tensor]:
         return contribution(seen, engine.capture.gradients(stage.task.loss, batch), paired)
 
-    for part, added in stream(stage.data, ids, process, batch_size=engine.batch_size, device=engine.run.device):
+    for part, added in stream(data, ids, process, batch_size=engine.batch_size, device=engine.run.device):
         for block in added:
             if not torch.isfinite(block).all():
                 bad = part[int((~torch.isfinite(block)).any(0).nonzero()[0])]
                 raise NotFinite(
-                    f"a NaN or infinite score for training example {bad} of stage {stage.name!r} at step {where[1][-1]}",
+                    f"a NaN or infinite score for training example {bad} of stage {stage.name!r} at step {where.weights[-1]}",
                     "finite losses and gradients",
                     "look at that example and its loss; scores computed so far are kept and resumed",
                 )
-        engine.advance(len(part))
+        engine.advance(len(part) * data.rows_per_example)
         yield part, added

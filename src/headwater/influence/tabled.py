@@ -20,10 +20,10 @@ from headwater.influence.proving import prove_estimates
 from headwater.influence.queries import Asked, ask, check
 from headwater.influence.refine import told
 from headwater.influence.request import SCORES, Parts, Request, Scorer
-from headwater.influence.scoring import QuerySide, Use, passes, query_gradients, score_pass
+from headwater.influence.scoring import Pass, QuerySide, Use, passes, query_gradients, score_pass
 from headwater.influence.vectors import is_rank_one
 from headwater.report.numbers import duration
-from headwater.result import TrainingScores
+from headwater.result import Slices, TrainingScores
 from headwater.store import content_hash
 from headwater.tasks import Measure, fingerprint
 from headwater.tasks.batches import to
@@ -82,7 +82,8 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
     key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, request.tolerance)
     tolerance = _tolerance(engine, request.tolerance)
-    job = Job(run.store, key, [(asked.count, run.size)] * len(tables), _dtype(engine))
+    slots = Slots(tables)
+    job = Job(run.store, key, [(asked.count, run.size)] * slots.count, _dtype(engine))
 
     def go() -> None:
         for c in range(job.place[0], plan.chunks):
@@ -90,16 +91,40 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
             side = QuerySide(engine, tables, query_gradients(engine, asked, (run.checkpoints[-1],), rows), asked, rows, tolerance)
             for p, (where, uses) in enumerate(work.items()):
                 seen = side.prepare(uses)
-                done, stage = job.place[2] if job.place[:2] == (c, p) else 0, run.stages[where[0]]
+                done, stage = job.place[2] if job.place[:2] == (c, p) else 0, run.stages[where.stage]
                 if job.place[:2] <= (c, p):
                     for ids, added in score_pass(engine, where, seen, np.arange(done, stage.size), paired=False):
                         for s, block in zip(seen, added, strict=True):
-                            job.add(s.use.method, rows, stage.columns.start + ids, block)
+                            for slot in slots.of(s.use):
+                                job.add(slot, rows, stage.columns.start + ids, block)
                         job.reach(c, p, int(ids[-1]) + 1)
                 side.release(uses)
             job.reach(c + 1, 0, 0)
 
-    return _carried_out(engine, tables, plan, job, go, request.progress, asked.names)
+    return [slots.told(m, score, job) for m, score in enumerate(_carried_out(engine, tables, plan, job, go, request.progress, asked.names))]
+
+
+class Slots:
+    """Where scores are added up: one place for each table, and one for each label along the axes that it keeps apart."""
+
+    def __init__(self, tables: list[Table]) -> None:
+        self.tables = tables
+        names = [(m, axis, label) for m, table in enumerate(tables) for axis in table.keep for label in table.labels(axis)]
+        self.places = {name: len(tables) + k for k, name in enumerate(names)}
+        self.count = len(tables) + len(names)
+
+    def of(self, use: Use) -> list[int]:
+        """The places that a row's contribution is added to."""
+        return [use.method, *(self.places[use.method, axis, label] for axis, label in use.row.labels if (use.method, axis, label) in self.places)]
+
+    def told(self, m: int, scores: TrainingScores, job: Job) -> TrainingScores:
+        """The scores of a table with what was kept apart."""
+        table = self.tables[m]
+        kept = {}
+        for axis in table.keep:
+            labels = tuple(table.labels(axis))
+            kept[axis] = Slices(axis, labels, np.stack([job.scores[self.places[m, axis, label]].numpy() for label in labels]))
+        return replace(scores, slices=kept) if kept else scores
 
 
 def parts_of(method: Method | Scorer, request: Request) -> Parts:
@@ -132,7 +157,7 @@ def self_by_tables(
             parts: list[tuple[int, np.ndarray, torch.Tensor]] = []
             for where, uses in work.items():
                 seen = side.prepare(uses)
-                if where[0] == stage.index:
+                if where.stage == stage.index:
                     parts += _diagonal(engine, where, seen, rows)
                 side.release(uses)
             for method_index, ids, block in parts:
@@ -150,10 +175,10 @@ def _carried_out(engine: Engine, tables: list[Table], plan: Plan, job: Job, work
     job.finish()
     engine.forget()
     cost = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": plan.examples, "plan": asdict(plan)}
-    return [_result(table, scores, names, cost, engine) for table, scores in zip(tables, job.scores, strict=True)]
+    return [_result(table, scores, names, cost, engine) for table, scores in zip(tables, job.scores[: len(tables)], strict=True)]
 
 
-def _diagonal(engine: Engine, where: Any, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
+def _diagonal(engine: Engine, where: Pass, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
     """Scores of query i with example i for one chunk, batch by batch of the chunk."""
     parts = []
     for start in range(rows.start, rows.stop, engine.batch_size):
@@ -190,7 +215,7 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
     width = _query_bytes(engine, tables, asked)
     chunk = int(max(1, min(asked.count, memory // max(1, width))))
     chunks = -(-asked.count // chunk)
-    streamed = sum(run.stages[stage].size for stage, _ in work) * (1 if paired else chunks)
+    streamed = sum(run.stages[where.stage].size * engine.data(where.stage, where.events).rows_per_example for where in work) * (1 if paired else chunks)
     fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None and (row.refine is None or row.refine.preconditioned)}
     refined = asked.count * sum(engine.refining(row) for row in {row for table in tables for row in table.rows})
     factors = sum(b.size + (b.shape[1] ** 2 + b.shape[2] ** 2) * b.shape[0] * b.matrix if b.matrix else b.size for b in engine.capture.blocks.values())
@@ -209,7 +234,7 @@ def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired
         examples=examples,
         query_bytes=chunk * width,
         factor_bytes=4 * factors * len(fits),
-        score_bytes=4 * asked.count * run.size * len(tables),
+        score_bytes=4 * asked.count * run.size * Slots(tables).count,
         batch_size=engine.batch_size,
         seconds=(examples + refined) * engine.seconds_per_example,
         coverage=coverage,
@@ -232,7 +257,10 @@ def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
         raw = use.row.refine is None and (use.index == last[use.method] or use.row.psi is None)
         return light if raw else sum(whole.values())
 
-    loads = [sum(map(load, uses)) for uses in passes(tables, engine).values()]
+    together = passes(tables, engine).values()
+    loads = [sum(map(load, {use.side: use for use in uses}.values())) for uses in together]
+    means = [any(use.row.asking is not None and len(use.row.asking.events) > 1 for use in uses) for uses in together]  # summed part by part
+    loads = [size + mean * sum(whole.values()) for size, mean in zip(loads, means, strict=True)]
     # while a query is carried, it is there before and after: twice, unless it was still raw
     carried = sum(whole.values()) * sum(min(2, sum(row.psi is not None for row in table.rows[1:])) for table in tables)
     return number * (max(loads) + carried + light)

@@ -248,6 +248,23 @@ def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
     return [next(stacked) if isinstance(side, Whole) else side.dot(gradient) for side in usable]
 
 
+def scaled(queries: Queries, by: Tensor) -> Queries:
+    """Each query's vectors (whole or factored) multiplied with its number in ``by`` (queries,)."""
+    out: Queries = {}
+    for name, side in queries.items():
+        if isinstance(side, Factored):
+            out[name] = Factored(side.out * by.to(side.out)[:, None], side.inner)
+        else:
+            whole = side.whole()
+            out[name] = Whole(whole * by.to(whole).view(-1, *[1] * (whole.ndim - 1)))
+    return out
+
+
+def summed(one: Queries | None, other: Queries) -> Queries:
+    """The sum of two sets of vectors; None counts as zero."""
+    return other if one is None else {name: Whole(one[name].whole() + side.whole()) for name, side in other.items()}
+
+
 def lengths_of(queries: Queries) -> Tensor:
     """Length of each query's vector over all blocks, (queries,)."""
     return torch.stack([side.square_norms() for side in queries.values()]).sum(0).sqrt()

@@ -12,6 +12,7 @@ import numpy as np
 from headwater import report
 from headwater.errors import InputError, MissingExtra
 from headwater.result import files
+from headwater.result.slices import Slices
 from headwater.result.spread import Spread, significant
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class TrainingScores:
             "cosine").
         query_names, train_names: of rows and columns, or None (then they are numbers).
         provenance: run, checkpoints, hashes of weights and data, coverage of parameters, cost; of an ensemble its members and their spread.
+        slices: scores kept apart along an axis, where a method was asked to (see :meth:`by`).
 
     >>> scores = TrainingScores(np.array([[0.5, -1.0, 2.0]]), None, "by hand", "measurement")
     >>> scores.top(2)
@@ -78,6 +80,7 @@ class TrainingScores:
     query_names: tuple[str, ...] | None = None
     train_names: tuple[str, ...] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, Slices] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or (self.stderr is not None and self.stderr.shape != self.values.shape):
@@ -124,6 +127,27 @@ class TrainingScores:
         order = np.argsort(keys, axis=1, kind="stable")[:, :k]
         return Ranking(order, np.take_along_axis(self.values, order, axis=1), self.query_names, self.train_names)
 
+    def by(self, axis: str) -> Slices:
+        """The scores kept apart along an axis, whose sum they are: "checkpoint" or "timestep", for methods told to ``keep=`` them.
+        Raises InputError."""
+        if axis not in self.slices:
+            held = f"scores kept by {sorted(self.slices)}" if self.slices else "scores that were not kept apart"
+            raise InputError(f"by({axis!r}) of {held}", "an axis that the method was told to keep", f'hw.TracIn(keep=("{axis}",)), or keep= of the method you used')
+        return self.slices[axis]
+
+    def generally_influential(self, k: int = 10) -> np.ndarray:
+        """For each training example, in how many queries' ``k`` largest scores it appears: whole numbers (train,).
+
+        An example in most lists says more about itself (a large gradient, say) than about the queries. See :meth:`concentration`.
+        """
+        return np.bincount(self.top(k).indices.ravel(), minlength=self.train)
+
+    def concentration(self, k: int = 10) -> dict[str, float]:
+        """How far queries' lists of the ``k`` largest scores hold the same examples: ``distinct`` examples in all lists; how many are in at least a
+        quarter of the lists (``widespread``); and the share of lists that the ``busiest`` one is in."""
+        counts = self.generally_influential(k)
+        return {"distinct": int((counts > 0).sum()), "widespread": int((counts >= self.queries / 4).sum()), "busiest": float(counts.max() / self.queries)}
+
     def reliable(self, level: float = 0.95, correction: str | None = None, degrees: int | None = None) -> np.ndarray:
         """Which scores can be told from noise: booleans (queries, train).
 
@@ -159,7 +183,8 @@ class TrainingScores:
         """The scores of some of the queries, in the order given."""
         ids = np.asarray(queries)
         names = None if self.query_names is None else tuple(self.query_names[int(i)] for i in ids)
-        return replace(self, values=self.values[ids], stderr=None if self.stderr is None else self.stderr[ids], query_names=names)
+        slices = {axis: held.at(ids) for axis, held in self.slices.items()}
+        return replace(self, values=self.values[ids], stderr=None if self.stderr is None else self.stderr[ids], query_names=names, slices=slices)
 
     def group(self, labels: Iterable[Any]) -> TrainingScores:
         """Scores of groups of training examples: sums over equal ``labels`` (n,), one column each, in the order of first appearance.
@@ -181,7 +206,8 @@ class TrainingScores:
             square = np.zeros_like(values)
             np.add.at(square.T, number, self.stderr.T.astype(float) ** 2)
             stderr = np.sqrt(square)
-        return replace(self, values=values, stderr=stderr, train_names=tuple(map(str, names)))
+        slices = {axis: held.group(number, len(names)) for axis, held in self.slices.items()}
+        return replace(self, values=values, stderr=stderr, train_names=tuple(map(str, names)), slices=slices)
 
     def to_frame(self, k: int | None = None) -> pandas.DataFrame:
         """A pandas table, one row per query and training example: query, example, score, stderr, rank (1 = largest score).
@@ -255,10 +281,14 @@ class TrainingScores:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file (its metadata hold the rest); :func:`headwater.load` reads it. Raises StorageError."""
         arrays = {"values": self.values, **({} if self.stderr is None else {"stderr": self.stderr})}
+        for axis, held in self.slices.items():
+            arrays |= {f"slices/{axis}/labels": np.array(held.labels), f"slices/{axis}/values": held.values}
         return files.write(path, self, arrays, ("method", "unit", "query_names", "train_names", "provenance"))
 
     @classmethod
     def loaded(cls, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> TrainingScores:
         """From what a file holds (see :func:`headwater.load`)."""
         names = {k: None if facts[k] is None else tuple(facts[k]) for k in ("query_names", "train_names")}
-        return cls(arrays["values"], arrays.get("stderr"), **{**facts, **names})
+        axes = sorted({name.split("/")[1] for name in arrays if name.startswith("slices/")})
+        slices = {axis: Slices(axis, tuple(arrays[f"slices/{axis}/labels"].tolist()), arrays[f"slices/{axis}/values"]) for axis in axes}
+        return cls(arrays["values"], arrays.get("stderr"), **{**facts, **names}, slices=slices)

@@ -136,6 +136,23 @@ class Examples:
     def __getitem__(self, index: int) -> Any:
         return take(self.columns, index) if self.columns is not None else self.data[index]
 
+    @property
+    def rows_per_example(self) -> int:
+        """How many rows the model sees for each example: of a diffusion model its noise events, else 1."""
+        return 1
+
+    def over(self, events: Any) -> Examples:
+        """The same data seen through other noise events: of a diffusion task. Raises InputError for any other."""
+        raise InputError(f"noise events {events!r} for data without any", "a hw.tasks.Diffusion", "use the methods for all tasks: hw.TracIn(), hw.Source() ...")
+
+    def asked(self) -> Examples:
+        """The same data as queries: noise that belongs to an example is then a query's."""
+        return self
+
+    def spread(self) -> Examples:
+        """What curvature is estimated on: each noise event an example of its own; the data as they are where there are none."""
+        return self
+
     def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
         """The examples at ``indices`` as one batch."""
         if self.columns is not None:

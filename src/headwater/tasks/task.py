@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.errors import TaskError
-from headwater.tasks.batches import Batch, size, take
+from headwater.tasks.batches import Batch, Examples, size, take
 from headwater.tasks.draws import Draws
 
 Measure = Callable[[nn.Module, Batch], Tensor]
@@ -69,6 +69,10 @@ class Task:
         collate: Callable[[list[Any]], Batch] | None = None,
     ) -> None:
         self._loss, self._measure, self._sample, self.collate = loss, measure, sample, collate
+
+    def examples(self, data: Any) -> Examples:
+        """A dataset as this task sees it: its batches are what :meth:`loss` takes."""
+        return Examples(data, self.collate)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Each example's training loss, shape (n,)."""
@@ -460,9 +464,7 @@ def mean_tokens(data: Any, task: Language | None = None) -> float:
     >>> mean_tokens(torch.zeros(3, 5, dtype=torch.long))
     4.0
     """
-    from headwater.tasks.batches import Examples
-
     task = task or Language()
-    examples = data if isinstance(data, Examples) else Examples(data, task.collate)
+    examples = task.examples(data)
     counts = [(task.targets(examples.batch(range(i, i + 1))) != task.ignore).sum().item() for i in range(len(examples))]
     return float(sum(counts) / len(counts))

@@ -4,6 +4,7 @@
     checkpoints/STEP.safetensors  weights and buffers by name; Adam's bias-corrected second moments as moment/NAME
     steps.npy                   one row per step and parameter group: learning rate, momentum, weight decay, clipping, batch size, stage
     order.npy                   which examples each step saw, uint32, end to end (steps.npy tells how many each took)
+    events.npy                  of a diffusion model the noise event that each of them was seen at, where that was recorded
 
 What only a replay needs (``manifest["replay"]``; absent in runs recorded before 2026-11-24):
 
@@ -38,6 +39,8 @@ STEPS = np.dtype(
     [("step", "<u8"), ("stage", "<u2"), ("group", "<u2"), ("rate", "<f8"), ("momentum", "<f8"), ("decay", "<f8"), ("clip", "<f8"), ("batch", "<u4")]
 )
 ORDER = np.dtype("<u4")
+EVENTS = np.dtype([("t", "<f8"), ("seed", "<i8")])
+"""A noise event of a diffusion model: its timestep and the seed of its noise."""
 MOVES = np.dtype([("step", "<u8"), ("moved", "?"), ("touched", "?"), ("loss", "<f8"), ("norm", "<f8")])
 SETTINGS = np.dtype(
     [("step", "<u8"), ("group", "<u2"), ("beta1", "<f8"), ("beta2", "<f8"), ("eps", "<f8"), ("dampening", "<f8"), ("nesterov", "?"), ("amsgrad", "?")]
@@ -50,7 +53,7 @@ Rows = list[tuple[Any, ...]]
 _TOGETHER = 64  # steps whose gradient norms are put together at a time
 _LOGS = {"moves": MOVES, "settings": SETTINGS, "forwards": FORWARDS, "random": RANDOM}
 _MADE_LATER = ("factors", "jobs", "index", "states", "trak", "members", "adapters")  # from the run, and named by its weights
-_OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", "steps.npy", "order.npy", *(f"{name}.npy" for name in _LOGS))
+_OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", "steps.npy", "order.npy", "events.npy", *(f"{name}.npy" for name in _LOGS))
 
 
 def checkpoint_file(path: Path, step: int) -> Path:
@@ -95,6 +98,7 @@ class Journal:
             "checkpoints": {},
         }
         self.steps, self.order = Log(self.path / "steps.npy", STEPS), Log(self.path / "order.npy", ORDER)
+        self.events: Log | None = None
         self.replay: dict[str, Log] = {}
         self._moves: list[tuple[int, bool, bool, float]] = []
         self._norms: list[list[Tensor]] = []
@@ -114,6 +118,12 @@ class Journal:
         """One step: a row of :data:`STEPS` for each group, and the examples it saw."""
         self.steps.append(rows)
         self.order.append(ids)
+
+    def log_events(self, rows: np.ndarray) -> None:
+        """The noise events (:data:`EVENTS`) of the examples that were logged last."""
+        if self.events is None:
+            self.events = Log(self.path / "events.npy", EVENTS)
+        self.events.append(rows)
 
     def log_replay(self, **rows: np.ndarray | Rows) -> None:
         """Rows of the logs that only a replay needs, by their names."""
@@ -175,6 +185,8 @@ class Journal:
         """Write the manifest for all that is on the disk by now."""
         self._settle_moves()
         self.manifest["steps"], self.manifest["order"] = self.steps.flush(), self.order.flush()
+        if self.events is not None:
+            self.manifest["events"] = self.events.flush()
         for name, log in self.replay.items():
             self.manifest["replay"][name] = log.flush()
         write_json(self.path / "manifest.json", self.manifest)

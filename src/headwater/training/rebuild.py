@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from headwater.errors import DamagedFile, InputError, MissingCheckpoint, ModelMismatch
-from headwater.tasks import Examples, Task
+from headwater.tasks import Task
 from headwater.training.journal import STEPS, Journal, stage_facts, state_of
 from headwater.training.optimizers import ADAM, OptimizerRecord, describe, second_moments, unwrapped
 
@@ -48,7 +48,7 @@ def write_run(
         )
     schedule = _schedule(rates, steps[-1], [float(g["lr"]) for g in moved.param_groups])
     journal = Journal(path, seed=None, overwrite=overwrite)
-    journal.manifest["stages"].append(stage_facts("train", 0, task, Examples(train, task.collate), record, reduction))
+    journal.manifest["stages"].append(stage_facts("train", 0, task, task.examples(train), record, reduction))
     journal.manifest["stages"][0]["stop"] = steps[-1]
     journal.log(_rows(record, moved, schedule, batch_size), np.zeros(0, np.uint32))
     for step in steps:

@@ -16,8 +16,9 @@ from headwater.errors import HeadwaterError, InputError, RunError, TaskError
 from headwater.tasks import Examples, Task
 from headwater.tasks.batches import to
 from headwater.tasks.code import model_digest
+from headwater.tasks.diffusion import Draw
 from headwater.tasks.task import per_example
-from headwater.training.journal import Journal, stage_facts
+from headwater.training.journal import EVENTS, Journal, stage_facts
 from headwater.training.optimizers import describe, second_moments, unwrapped
 from headwater.training.places import Places
 from headwater.training.run import Run, stages_of
@@ -110,7 +111,7 @@ class Recorder:
         if name in [stage["name"] for stage in self.journal.manifest["stages"]]:
             raise InputError(f"a second stage named {name!r}", "a name of its own for each stage", "rename one of them")
         model, optimizer = bare(model), unwrapped(optimizer)
-        record, examples = describe(optimizer, model), Examples(train, task.collate)
+        record, examples = describe(optimizer, model), task.examples(train)
         if len(examples) == 0:
             raise InputError("an empty training set", "at least one example", "pass the dataset that the indices of recorder.step count in")
         check_task(model, task, examples)
@@ -122,7 +123,7 @@ class Recorder:
             self._save(0)
         return self
 
-    def step(self, indices: Any, *, clip: float = 1.0, loss: Any = None) -> None:
+    def step(self, indices: Any, *, clip: float = 1.0, loss: Any = None, events: Draw | None = None) -> None:
         """Record the optimizer step just taken.
 
         Args:
@@ -131,6 +132,7 @@ class Recorder:
                 torch's own factor is ``max_norm / (total_norm + 1e-6)``: with that one a replay can be exact to the last bit. A factor
                 below 1 is taken as clipping of the 2-norm of the gradients of all the watched optimizer's parameters together
                 (``hw.Unrolled`` differentiates through it), unless it is the same number at every clipped step.
+            events: of a diffusion model, the noise events of these examples, in their order, as ``task.draw`` gave them.
             loss: the loss of the whole batch, if you like: a replay then shows at which step it departs (see ``hw.Unrolled``).
 
         A step that a gradient scaler skipped is recorded as one that moved nothing.
@@ -146,6 +148,7 @@ class Recorder:
         self.taken += 1
         first = not self._state_known
         self.journal.log(rows, ids)
+        self._log_events(events, len(ids))
         watched.log(self.journal, self.taken, loss)
         if first and watched.moved:
             self._state_known = True
@@ -155,6 +158,19 @@ class Recorder:
             self._save(self.taken)
             start = self.taken - since
             self.journal.drop([start + s for s in watched.places.thin()])
+
+    def _log_events(self, events: Draw | None, count: int) -> None:
+        """Keep the noise events of a step; every step has them, or none."""
+        had = self.journal.events is not None
+        if events is None and not had:
+            return
+        if events is None or (not had and self.taken > 1) or len(events.t) != count:
+            given = f"step {self.taken} without noise events" if events is None else f"{len(events.t)} noise events for {count} examples at step {self.taken}"
+            mend = "recorder.step(indices, events=events), with the events that the loss was taken at"
+            raise InputError(given, "one event for each example of every step, from the first on", mend)
+        rows = np.empty(count, EVENTS)
+        rows["t"], rows["seed"] = events.t.cpu().numpy(), events.seeds.cpu().numpy()
+        self.journal.log_events(rows)
 
     def _note_state(self, watched: Watched) -> None:
         """Keep what the optimizer remembered before the stage's first step (nothing, if it was new)."""

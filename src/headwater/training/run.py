@@ -17,6 +17,7 @@ from headwater.errors import DataMismatch, InputError, MissingCheckpoint, ModelM
 from headwater.store import Store, read_json, read_log, read_tensors
 from headwater.tasks import Examples, Task, fingerprint
 from headwater.tasks.code import model_digest
+from headwater.tasks.diffusion import Listed
 from headwater.training.journal import SCHEMA, checkpoint_file, state_of
 from headwater.training.optimizers import ADAM, MOMENT, Group, OptimizerRecord
 from headwater.training.rebuild import write_run
@@ -240,6 +241,42 @@ class Run:
         first = self.steps[self.steps["group"] == 0]
         return np.concatenate([[0], np.cumsum(first["batch"], dtype=np.int64)])
 
+    # -- noise events ------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def events(self) -> np.ndarray:
+        """The noise event of each example of each step (:data:`headwater.training.journal.EVENTS`), in the order of :meth:`order`.
+        Raises RunError where they were not recorded, DamagedFile."""
+        if "events" not in self.manifest:
+            mend = "recorder.step(indices, events=task.draw(...)), or use expected events, which need no record"
+            raise RunError(f"the run {self.path} does not know the noise events that its steps met", "a run recorded with them", mend)
+        found = read_log(self.path / "events.npy", self.manifest["events"])
+        if len(found) != len(self._ids):
+            raise RunError(f"{len(found):,} noise events for {len(self._ids):,} examples in {self.path}", "one each", "record the training again")
+        return found
+
+    def events_of(self, step: int) -> np.ndarray:
+        """The noise events of a step (from 1), in the order of its examples."""
+        return self.events[self._ends[step - 1] : self._ends[step]]
+
+    def met(self, stage: Stage, step: int, window: int = 1) -> Listed:
+        """The last ``window`` noise events of each of a stage's examples up to ``step``, the latest first; missing ones have seed -1."""
+        first, last = int(self._ends[stage.start]), int(self._ends[step])
+        ids, found = self._ids[first:last][::-1], self.events[first:last][::-1]
+        by_example = np.argsort(ids, kind="stable")
+        ids, found = ids[by_example], found[by_example]
+        starts = np.searchsorted(ids, np.arange(stage.size))
+        place = np.arange(len(ids)) - starts[ids]
+        t, seeds = np.zeros((stage.size, window)), np.full((stage.size, window), -1, np.int64)
+        taken = place < window
+        t[ids[taken], place[taken]], seeds[ids[taken], place[taken]] = found["t"][taken], found["seed"][taken]
+        return Listed(t, seeds)
+
+    def over(self, events: Any) -> Run:
+        """A view of the run whose examples are seen through other (expected) noise events, by every stage."""
+        stages = tuple(replace(stage, data=stage.data.over(events)) for stage in self.stages)
+        return replace(self, stages=stages, variant=f"{self.variant} {events!r}".strip())
+
     def _groups(self, start: int, stop: int) -> Iterator[tuple[Group, np.ndarray, np.ndarray]]:
         """Each group that moved over steps (start, stop]: the group, effective rates (steps,), decay coefficients (steps,)."""
         rows = self.steps[(self.steps["step"] > start) & (self.steps["step"] <= stop)]
@@ -294,7 +331,7 @@ def stages_of(manifest: dict[str, Any], data: Sequence[Any], tasks: Sequence[Tas
     out: list[Stage] = []
     column = 0
     for index, (facts, train, task) in enumerate(zip(_lived(manifest), data, tasks, strict=False)):
-        examples = Examples(train, task.collate)
+        examples = task.examples(train)
         columns = range(column, column + len(examples))
         record = OptimizerRecord.from_json(facts["optimizer"])
         out.append(Stage(index, facts["name"], facts["start"], facts["stop"], examples, task, record, facts["data"]["fingerprint"], facts["reduction"], columns))

@@ -39,10 +39,10 @@ class KeyedExamples(Examples):
 
     def __init__(self, examples: Examples, ids: Tensor) -> None:
         super().__init__(examples)
-        self.ids = ids
+        self.inner, self.ids = examples, ids
 
     def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
-        return Keyed(self.ids[torch.from_numpy(np.array(indices, dtype=np.int64))], super().batch(indices))
+        return Keyed(self.ids[torch.from_numpy(np.array(indices, dtype=np.int64))], self.inner.batch(indices))
 
 
 class _Outputs:

@@ -130,4 +130,4 @@ def _follows_training(method: Any, run: Run) -> bool:
     if not isinstance(method, Method):
         return isinstance(method, Unrolled)
     rows, final = method.plan(run).rows, (run.checkpoints[-1],)
-    return any(row.at != (final,) or row.query_at not in (None, final) for row in rows)
+    return any(row.at != (final,) or (row.asking is not None and row.asking.at != final) for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,10 +98,7 @@ def scores_of(
     base = query_gradients(engine, asked, (index.run.checkpoints[-1],), rows)
     side = CarriedSide(engine, tables, base, asked, rows, tolerance[0])
     work = _work(index, tables)
-    side.left = {}
-    for _, uses in work:
-        for use in uses:
-            side.left[use.method, use.index] = side.left.get((use.method, use.index), 0) + 1
+    side.left = Counter(use.side for _, uses in work for use in uses)
     stages = index.run.stages
     ids = ids if ids is not None else {s.index: np.arange(s.size) for s in stages}
     starts = dict(zip(ids, np.cumsum([0, *(len(i) for i in ids.values())]), strict=False))

@@ -12,7 +12,7 @@ from torch import Tensor
 from headwater.curvature.estimate import BlockwiseFlow
 from headwater.influence.index.near import Near, near
 from headwater.influence.methods import Row
-from headwater.influence.scoring import QuerySide, Use, query_gradients
+from headwater.influence.scoring import QuerySide, Use
 from headwater.influence.vectors import Factored, Queries, Side, Whole, respond, through
 from headwater.linalg import Flow, Kronecker
 
@@ -41,7 +41,7 @@ class CarriedSide(QuerySide):
 
     def _respond(self, use: Use) -> Queries:
         row = use.row
-        u = self.carried[use.method] if row.query_at is None else query_gradients(self.engine, self.asked, row.query_at, self.rows)
+        u = self.carried[use.method] if row.asking is None else self.asking(row.asking)
         seen, carried = _both(self.engine.flow(row), row, u, use.index > 0 and row.psi is not None, self.tolerance)
         if carried is not None:
             self.carried[use.method] = carried

@@ -1,0 +1,5 @@
+"""Attribution of diffusion and flow-matching models: rows over noise events, and kernels of their output functions."""
+
+from headwater.influence.diffusion.tracin import DiffusionReTrac, DiffusionTracIn
+
+__all__ = ["DiffusionReTrac", "DiffusionTracIn"]

@@ -1,0 +1,279 @@
+"""Noise events: at which timestep an example is met, and with which noise.
+
+An event is a pair (timestep, seed of its noise): 12 bytes in place of a picture of noise. The noise of a seed is made by a counter
+(:mod:`headwater.philox`), so it is the same whatever the batch, its order or the device. Two kinds of question are asked:
+
+- *expected* events, a :class:`Grid`: fixed timesteps, each with some draws of noise, shared by all examples or each its own;
+- *recorded* events, :class:`Listed`: those that training really met.
+
+:class:`Noised` is a dataset seen through its events: its batches are :class:`Drawn`, examples together with their events, so that a loss
+is a function of the model and the batch alone, and nothing is drawn inside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import InputError
+from headwater.philox import key_of, normals, words
+from headwater.tasks.batches import Batch, Examples, tree_map
+from headwater.tasks.diffusion.processes import Process
+
+NOISE = key_of("headwater", "noise", 1)
+"""The stream that all noise comes from: row = the event's seed."""
+SHARED, EXAMPLE = "shared", "example"
+_PER_EVENT = ("signal", "noise", "time", "weight", "bound", "share", "dropped", "eps")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Expected events: ``draws`` noises at each of ``timesteps``, equally weighted.
+
+    Args:
+        timesteps: numbers of rows in the process's tables.
+        noise: "shared" by all examples (common random numbers: what two examples have in common is then not drowned in different noise),
+            or each "example" its own.
+        seed, salt: name the noise; the methods put the checkpoint into ``salt``, so that noise averages out over checkpoints.
+    """
+
+    timesteps: tuple[int, ...]
+    draws: int = 1
+    noise: str = SHARED
+    seed: int = 0
+    salt: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise not in (SHARED, EXAMPLE):
+            raise InputError(f"noise={self.noise!r}", f"{SHARED!r} or {EXAMPLE!r}", "shared noise compares examples with less noise")
+        if not self.timesteps or self.draws < 1:
+            raise InputError(f"{len(self.timesteps)} timesteps with {self.draws} draws", "at least one of each", "Grid(timesteps=(1, 500, 999), draws=2)")
+
+    @property
+    def count(self) -> int:
+        """Events of each example."""
+        return len(self.timesteps) * self.draws
+
+    def of(self, ids: np.ndarray, namespace: str) -> tuple[Tensor, Tensor]:
+        """Timesteps and seeds of the examples ``ids``, (n, k) each. With shared noise ids do not matter."""
+        rows = torch.from_numpy(ids.astype(np.int64))
+        columns = []
+        for t in self.timesteps:
+            for draw in range(self.draws):
+                who = SHARED if self.noise == SHARED else namespace
+                key = key_of("headwater", "event", self.seed, self.salt, who, t, draw)
+                columns.append(_seeds(key, rows if self.noise == EXAMPLE else torch.zeros_like(rows)))
+        times = torch.tensor(self.timesteps, dtype=torch.float64).repeat_interleave(self.draws)
+        return times.expand(len(rows), -1), torch.stack(columns, 1)
+
+    def checked(self, size: int) -> Grid:
+        """Itself: a grid fits any data."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Events that are listed: ``t`` and ``seeds``, (examples, k) each. A seed below 0 marks an event that is missing."""
+
+    t: np.ndarray
+    seeds: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the events."""
+        return hashlib.blake2b(self.t.astype("<f8").tobytes() + self.seeds.astype("<i8").tobytes(), digest_size=8).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Listed({self.t.shape[0]} x {self.t.shape[1]}, {self.digest})"
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listed) and other.digest == self.digest
+
+    @property
+    def count(self) -> int:
+        return self.t.shape[1]
+
+    def of(self, ids: np.ndarray, namespace: str) -> tuple[Tensor, Tensor]:
+        seeds = self.seeds[ids]
+        if (seeds < 0).any():
+            bad = int(np.asarray(ids)[(seeds < 0).any(1)][0])
+            raise InputError(
+                f"example {bad} without a recorded event",
+                "an event of every example in the recorded window",
+                "record longer (each example must be met once an epoch), or take events='expected'",
+            )
+        return torch.from_numpy(np.array(self.t[ids], dtype=np.float64)), torch.from_numpy(np.array(seeds, dtype=np.int64))
+
+    def checked(self, size: int) -> Listed:
+        if len(self.t) != size:
+            raise InputError(f"events of {len(self.t)} examples for {size}", "events of every example", "recorded events are those of the training set")
+        return self
+
+
+Events = Grid | Listed
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The events of one training batch: ``t`` and ``seeds``, (n,) each. Made by ``task.draw``; kept by ``recorder.step(ids, events=...)``."""
+
+    t: Tensor
+    seeds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Examples together with their k events each.
+
+    ``batch``: the examples as they are. Per example and event, (n, k): ``signal`` and ``noise`` (how they are mixed), ``time`` (what the
+    network is told), ``weight`` (of the loss at that timestep), ``bound`` (of the squared error of x there in the variational bound),
+    ``share`` (of the event in the example's mean) and ``dropped`` (the condition left out, as in training for guidance).
+    ``eps`` (n, k, *image).
+    """
+
+    batch: Any
+    signal: Tensor
+    noise: Tensor
+    time: Tensor
+    weight: Tensor
+    bound: Tensor
+    share: Tensor
+    dropped: Tensor
+    eps: Tensor
+
+    @property
+    def each(self) -> int:
+        """Events of one example."""
+        return self.signal.shape[1]
+
+    def rows(self, events: slice = slice(None)) -> Drawn:
+        """One row for each example and each of its ``events``, example by example: what the network sees. The shares stay, so that an example's
+        value is the sum of its rows'."""
+        parts = {name: getattr(self, name)[:, events] for name in _PER_EVENT}
+        each = parts["signal"].shape[1]
+        batch = self.batch if each == 1 else tree_map(lambda t: t.repeat_interleave(each, 0), self.batch)
+        return Drawn(batch, **{name: t.flatten(0, 1).unsqueeze(1) for name, t in parts.items()})
+
+
+class Noised(Examples):
+    """A dataset under a noise process, seen through events: batches are :class:`Drawn`. ``weights`` (T,): of the loss at each timestep.
+    ``namespace`` keeps the noise of queries apart from that of training examples, where each has its own."""
+
+    def __init__(
+        self, data: Any, collate: Any, process: Process, weights: Tensor, events: Events, images: str = "images", drop: float = 0.0, namespace: str = "train"
+    ) -> None:
+        super().__init__(data, collate)
+        self.process, self.weights, self.events, self.images, self.drop, self.namespace = process, weights, events.checked(self.length), images, drop, namespace
+
+    @property
+    def rows_per_example(self) -> int:
+        return self.events.count
+
+    def over(self, events: Any) -> Noised:
+        """The same data, seen through other events."""
+        return Noised(self.data, self.collate, self.process, self.weights, events, self.images, self.drop, self.namespace)
+
+    def asked(self) -> Noised:
+        """The same data as queries."""
+        return Noised(self.data, self.collate, self.process, self.weights, self.events, self.images, self.drop, "query")
+
+    def spread(self) -> Examples:
+        """Each example with each of its events alone, noise its own: what curvature is estimated on."""
+        return Spread(self.over(replace(self.events, noise=EXAMPLE) if isinstance(self.events, Grid) else self.events))
+
+    def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
+        t, seeds = self.events.of(np.asarray(indices, dtype=np.int64), self.namespace)
+        return drawn(super().batch(indices), t, seeds, self.process, self.weights, self.images, self.drop if isinstance(self.events, Listed) else 0.0)
+
+
+def drawn(batch: Batch, t: Tensor, seeds: Tensor, process: Process, weights: Tensor, images: str, drop: float) -> Drawn:
+    """A batch of n examples with the events ``t``, ``seeds`` (n, k)."""
+    x = image_of(batch, images)
+    n, each = t.shape
+    if (t < 0).any() or (t > process.steps - 1).any():
+        raise InputError(f"timesteps from {float(t.min()):g} to {float(t.max()):g}", f"0 to {process.steps - 1}", "count timesteps in the scheduler's tables")
+    row = t.long()
+    tables = {
+        name: table.to(x.device)[row.to(x.device)].to(x.dtype)
+        for name, table in (("signal", process.signal), ("noise", process.noise), ("weight", weights), ("bound", process.bound))
+    }
+    time = process.time.to(x.device)[row.to(x.device)]
+    time = time.long() if process.kind == "diffusion" else time.to(x.dtype)  # networks of diffusion may look timesteps up
+    left_out = torch.zeros(n, each, dtype=torch.bool, device=x.device)
+    if drop:
+        left_out = dropped(seeds, drop).to(x.device)
+    eps = noise_of(seeds, x.shape[1:], x.dtype, x.device)
+    return Drawn(batch, time=time, share=torch.full((n, each), 1 / each, dtype=x.dtype, device=x.device), dropped=left_out, eps=eps, **tables)
+
+
+def image_of(batch: Batch, images: str = "images") -> Tensor:
+    """The images (n, ...) of a batch: the batch itself, its first item, or its field ``images``. Raises InputError."""
+    found = batch
+    if isinstance(batch, tuple | list) and batch:
+        found = batch[0]
+    elif hasattr(batch, "keys"):
+        found = batch.get(images)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        held = f"the fields {[*map(str, batch)]}" if hasattr(batch, "keys") else f"{type(found).__name__} {getattr(found, 'dtype', '')}".strip()
+        raise InputError(
+            f"a batch whose images are {held}",
+            f"numbers in the network's own range (n, ...): a tensor, the first of a tuple, or the field {images!r}",
+            "scale pictures to -1..1, or name the field: Diffusion(images='pixel_values')",
+        )
+    return found
+
+
+def noise_of(seeds: Tensor, shape: torch.Size, dtype: torch.dtype, device: Any) -> Tensor:
+    """The noise (n, k, *shape) of the seeds (n, k): drawn once for each seed, wherever it occurs."""
+    unique, where = torch.unique(seeds, return_inverse=True)
+    found = normals(NOISE, unique.to(device), range(shape.numel()), dtype=dtype)
+    if len(unique) == seeds.shape[1] and bool((seeds == seeds[:1]).all()):  # shared by all examples: one copy, seen n times
+        return found[where[0].to(device)].view(1, seeds.shape[1], *shape).expand(len(seeds), -1, *shape)
+    return found[where.to(device)].view(*seeds.shape, *shape)
+
+
+def dropped(seeds: Tensor, probability: float) -> Tensor:
+    """Which events leave the condition out, (n, k): decided by their seeds."""
+    found = words(key_of("headwater", "condition dropped", 1), seeds.flatten(), range(1))[:, 0]
+    return (found.double() / 2**32 < probability).view(seeds.shape)
+
+
+def _seeds(key: tuple[int, int], rows: Tensor) -> Tensor:
+    """A seed below 2**62 for each row, (n,)."""
+    found = words(key, rows, range(1))
+    return ((found[:, 0] >> 1) << 31) + (found[:, 1] >> 1)
+
+
+def draw(count: int, process: Process, generator: torch.Generator | None) -> Draw:
+    """Events of ``count`` examples from the training distribution of timesteps, by torch's generator (the global one if None)."""
+    if process.density is None:
+        t = torch.randint(0, process.steps, (count,), generator=generator).double()
+    else:
+        t = torch.multinomial(process.density, count, replacement=True, generator=generator).double()
+    return Draw(t, torch.randint(0, 2**62, (count,), generator=generator))
+
+
+class Spread(Examples):
+    """A noised dataset as one example for each example and event."""
+
+    def __init__(self, whole: Noised) -> None:
+        super().__init__(whole)
+        self.whole, self.each = whole, whole.events.count
+        self.length *= self.each
+
+    def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
+        ids = np.asarray(indices, dtype=np.int64)
+        held = self.whole.batch(ids // self.each)
+        taken, event = torch.arange(len(ids)), torch.from_numpy(ids % self.each)
+        parts = {name: getattr(held, name)[taken, event].unsqueeze(1) for name in _PER_EVENT}
+        return Drawn(held.batch, **{**parts, "share": torch.ones_like(parts["share"])})

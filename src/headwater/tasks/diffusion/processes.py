@@ -1,0 +1,184 @@
+"""Noise processes: how an image is mixed with noise at each timestep, and what the network is told and asked for.
+
+    x_t = signal_t x_0 + noise_t eps,        eps ~ N(0, I)
+
+Denoising diffusion (Ho et al. 2020, arXiv 2006.11239): ``signal = sqrt(abar_t)``, ``noise = sqrt(1 - abar_t)``; flow matching (Lipman et al.
+2022, arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206): ``signal = 1 - s``, ``noise = s``. Both are tables over the timesteps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headwater.errors import InputError, TaskError
+from headwater.tasks.batches import hash_of
+
+PREDICTIONS = ("epsilon", "v", "sample", "flow")
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """Tables over timesteps, float64 (T,): ``signal``, ``noise``, and ``time``, which the network is given.
+
+    ``prediction``: what the network answers with, where the process says so; ``density``: how often training meets each timestep,
+    relative to the mean (T,), None where it draws them uniformly.
+    """
+
+    kind: str
+    signal: Tensor
+    noise: Tensor
+    time: Tensor
+    prediction: str | None = None
+    density: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("signal", "noise", "time", "density"):
+            table = getattr(self, name)
+            if table is not None and (table.shape != self.signal.shape or table.ndim != 1 or not torch.isfinite(table).all()):
+                raise InputError(f"a process whose {name} has shape {tuple(table.shape)}", f"finite numbers of shape {tuple(self.signal.shape)}", "one value a timestep")
+
+    @property
+    def steps(self) -> int:
+        """How many timesteps there are."""
+        return len(self.signal)
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio ``(signal / noise)^2``, (T,)."""
+        return (self.signal / self.noise).square()
+
+    @property
+    def bound(self) -> Tensor:
+        """The weight of the squared error of x at each timestep in the variational bound, ``T (snr_{t-1} - snr_t) / 2`` (Kingma et al. 2021,
+        arXiv 2107.00630, Eq. 13), 0 at the first; (T,)."""
+        snr = self.snr
+        return self.steps / 2 * torch.cat([torch.zeros(1, dtype=snr.dtype), snr[:-1] - snr[1:]])
+
+    def clean(self, prediction: str, out: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """The image x that an answer ``out`` at ``x_t`` amounts to."""
+        if prediction == "epsilon":
+            return (x_t - noise * out) / signal
+        if prediction == "v":
+            return signal * x_t - noise * out
+        return out if prediction == "sample" else x_t - noise * out
+
+    @property
+    def digest(self) -> str:
+        """Names the tables."""
+        return hash_of((self.kind, self.signal, self.noise, self.time, self.density))
+
+    def target(self, prediction: str, x: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """What the network should answer with at ``x_t``, in the shape of x."""
+        if prediction == "epsilon":
+            return eps
+        if prediction == "v":  # Salimans & Ho 2022, arXiv 2202.00512
+            return signal * eps - noise * x
+        return x if prediction == "sample" else eps - x
+
+    def strata(self, count: int) -> tuple[int, ...]:
+        """``count`` timesteps that stand for all: evenly spaced from 1 to the last (Xie et al. 2024), or the middles of equally likely strata
+        where training does not draw them uniformly."""
+        if not 1 <= count <= self.steps:
+            raise InputError(f"{count} timesteps", f"from 1 to {self.steps}", "10 is a good start")
+        if self.density is None:
+            first = min(1, self.steps - 1)
+            spaced = torch.linspace(first, self.steps - 1, count, dtype=torch.float64) if count > 1 else torch.tensor([self.steps / 2])
+            return tuple(int(t) for t in spaced)
+        levels = self.density.cumsum(0) / self.density.sum()
+        middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        return tuple(int(t) for t in torch.searchsorted(levels, middles).clamp_max(self.steps - 1))
+
+
+def from_betas(betas: Tensor | Sequence[float], prediction: str | None = None) -> Process:
+    """The process of variances ``betas`` (T,): ``abar = cumprod(1 - beta)``.
+
+    >>> from_betas([0.1, 0.2]).signal.square()
+    tensor([0.9000, 0.7200], dtype=torch.float64)
+    """
+    beta = torch.as_tensor(betas, dtype=torch.float64)
+    kept = torch.cumprod(1 - beta, 0)
+    return Process("diffusion", kept.sqrt(), (1 - kept).sqrt(), torch.arange(len(beta), dtype=torch.float64), prediction)
+
+
+def cosine(steps: int = 1000, prediction: str | None = "epsilon") -> Process:
+    """The cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17).
+
+    >>> round(float(cosine().signal[500]), 3)
+    0.702
+    """
+
+    def level(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return from_betas([min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)], prediction)
+
+
+def linear(steps: int = 1000, start: float = 1e-4, stop: float = 0.02, prediction: str | None = "epsilon") -> Process:
+    """Variances from ``start`` to ``stop`` (Ho et al. 2020).
+
+    >>> linear().steps
+    1000
+    """
+    return from_betas(torch.linspace(start, stop, steps, dtype=torch.float64), prediction)
+
+
+def flow(steps: int = 1000, shift: float = 1.0, density: str = "uniform") -> Process:
+    """Flow matching: timestep t has level ``s = (t + 1) / steps``, ``x_s = (1 - s) x + s eps``, and the network is given ``steps * s``.
+
+    Args:
+        shift: levels become ``shift s / (1 + (shift - 1) s)`` (Esser et al. 2024, Eq. 23).
+        density: how training draws levels: "uniform", or "logit-normal" (the logistic of a standard normal, their section 3.1).
+
+    >>> process = flow(4)
+    >>> process.noise, process.time
+    (tensor([0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64), tensor([1., 2., 3., 4.], dtype=torch.float64))
+    """
+    if density not in ("uniform", "logit-normal"):
+        raise InputError(f"density={density!r}", "'uniform' or 'logit-normal'", "or give a Process its own table density=")
+    s = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    weights = None
+    if density == "logit-normal":
+        u = (s - 0.5 / steps).clamp(1e-6, 1 - 1e-6)
+        raw = torch.exp(-0.5 * torch.logit(u).square()) / (u * (1 - u))
+        weights = raw / raw.mean()
+    s = shift * s / (1 + (shift - 1) * s)
+    return Process("flow", 1 - s, s, steps * s, "flow", weights)
+
+
+def process_of(scheduler: Any) -> Process:
+    """The process that a scheduler stands for: one of this module's, or a scheduler of diffusers, with the scale that its networks are
+    trained at. Raises TaskError for those whose scale is another."""
+    if isinstance(scheduler, Process):
+        return scheduler
+    from headwater.tasks.diffusion.schedulers import process_of_scheduler
+
+    return process_of_scheduler(scheduler)
+
+
+def prediction_of(process: Process, given: str | None) -> str:
+    """What the network predicts: as given, or as the process says. Raises TaskError where neither does, or they disagree."""
+    if given is not None and given not in PREDICTIONS:
+        raise TaskError(f"prediction={given!r}", f"one of {PREDICTIONS}", "say what the network was trained to answer with")
+    if given is None and process.prediction is None:
+        raise TaskError("a prediction type that is declared nowhere", f"prediction= one of {PREDICTIONS}", "say what the network was trained to answer with")
+    if given is not None and process.prediction is not None and given != process.prediction:
+        raise TaskError(
+            f"prediction={given!r} with a scheduler whose prediction type is {process.prediction!r}",
+            "what the network was trained with, the same in both",
+            "leave prediction= out to take the scheduler's, or mend the scheduler's config",
+        )
+    prediction = given or process.prediction
+    assert prediction is not None
+    if (prediction == "flow") != (process.kind == "flow"):
+        raise TaskError(
+            f"prediction={prediction!r} on a process of kind {process.kind!r}",
+            "'flow' for flow matching alone; 'epsilon', 'v' or 'sample' for diffusion",
+            "pass the scheduler that the network was trained with",
+        )
+    return prediction
