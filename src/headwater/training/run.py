@@ -225,12 +225,7 @@ class Run:
 
     def order(self, step: int) -> np.ndarray:
         """The ids, in its stage's dataset, of the examples that a step (from 1) saw. Raises RunError where that was not recorded."""
-        ids = self._ids
-        first = self.steps[self.steps["group"] == 0]
-        if len(ids) != int(first["batch"].sum()):
-            raise RunError(f"the run {self.path} does not know which examples its steps saw", "a run recorded by hw.Recorder", "record the training")
-        ends = self._ends
-        return ids[ends[step - 1] : ends[step]]
+        return self._ids[self._ends[step - 1] : self._ends[step]]
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -239,7 +234,10 @@ class Run:
     @cached_property
     def _ends(self) -> np.ndarray:
         first = self.steps[self.steps["group"] == 0]
-        return np.concatenate([[0], np.cumsum(first["batch"], dtype=np.int64)])
+        ends = np.concatenate([[0], np.cumsum(first["batch"], dtype=np.int64)])
+        if len(self._ids) != ends[-1]:
+            raise RunError(f"the run {self.path} does not know which examples its steps saw", "a run recorded by hw.Recorder", "record the training")
+        return ends
 
     # -- noise events ------------------------------------------------------------------------------------------------------------
 

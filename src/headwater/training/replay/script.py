@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -105,14 +106,11 @@ class Script:
 
     def move(self, step: int) -> Move:
         """The step (from 1)."""
-        stage = self.stage_of(step)
-        rows = self._rows[step - 1]
+        stage, rows = self.stage_of(step), self._rows[step - 1]
         ids = self.run.order(step).astype(np.int64)
-        log = self._moves[step - 1] if self._moves is not None else None
-        moved = bool(log["moved"]) if log is not None else bool((rows["rate"] > 0).any() or (rows["momentum"] > 0).any())
+        moved, touched, loss, norm = self._moves[step - 1] if self._moves else (any(row["rate"] > 0 or row["momentum"] > 0 for row in rows), False, np.nan, np.nan)
         rules = tuple(self._rule(stage, step, group, rows[number], number) for number, group in enumerate(stage.optimizer.groups)) if moved else ()
-        loss, norm = (float(log["loss"]), float(log["norm"])) if log is not None else (np.nan, np.nan)
-        return Move(step, stage, ids, self._parts(step, len(ids)), rules, float(rows["clip"][0]), moved, log is not None and bool(log["touched"]), loss, norm)
+        return Move(step, stage, ids, self._parts(step, len(ids)), rules, rows[0]["clip"], moved, touched, loss, norm)
 
     def stage_of(self, step: int) -> Stage:
         """The stage that a step belongs to."""
@@ -121,66 +119,73 @@ class Script:
     def clipping(self, stage: Stage) -> Clipping:
         """What a stage's clipping factors stand for. Raises GradientError where the record does not tell."""
         if stage.index not in self._clippings:
-            steps = range(stage.start, stage.stop)
-            factors = np.array([float(self._rows[k]["clip"][0]) for k in steps])
-            norms = np.full(len(steps), np.nan) if self._moves is None else self._moves["norm"][stage.start : stage.stop].astype(float)
-            took = np.ones(len(steps), bool) if self._moves is None else self._moves["moved"][stage.start : stage.stop]
-            self._clippings[stage.index] = Clipping.told(factors[took], norms[took], self._as_clipping)
+            moves = [(self._rows[k][0]["clip"], *(self._moves[k][::3] if self._moves else (True, np.nan))) for k in range(stage.start, stage.stop)]
+            told = np.array([(clip, norm) for clip, moved, norm in moves if moved]).reshape(-1, 2)
+            self._clippings[stage.index] = Clipping.told(told[:, 0], told[:, 1], self._as_clipping)
         return self._clippings[stage.index].checked(stage.name)
 
-    def _rule(self, stage: Stage, step: int, group: Group, row: np.void, number: int) -> Rule:
+    def _rule(self, stage: Stage, step: int, group: Group, row: dict[str, Any], number: int) -> Rule:
         """A group's settings at a step: as they were then, or where that was not noted as they were when the stage began."""
         noted = self._settings.get((step, number))
         if stage.optimizer.kind == ADAM:
-            beta1 = float(noted["beta1"]) if noted is not None else group.beta1
-            beta2, eps = (float(noted["beta2"]), float(noted["eps"])) if noted is not None else (group.beta2, group.eps)
-            amsgrad = bool(noted["amsgrad"]) if noted is not None else bool(group.amsgrad)
+            beta1 = noted["beta1"] if noted is not None else group.beta1
+            beta2, eps = (noted["beta2"], noted["eps"]) if noted is not None else (group.beta2, group.eps)
+            amsgrad = noted["amsgrad"] if noted is not None else bool(group.amsgrad)
             assert beta1 is not None
-            return Adam(float(row["rate"]), beta1, beta2, eps, float(row["decay"]), group.decoupled, amsgrad)
-        dampening, nesterov = (float(noted["dampening"]), bool(noted["nesterov"])) if noted is not None else (group.dampening, group.nesterov)
-        return Sgd(float(row["rate"]), float(row["momentum"]), dampening, nesterov, float(row["decay"]))
+            return Adam(row["rate"], beta1, beta2, eps, row["decay"], group.decoupled, amsgrad)
+        dampening, nesterov = (noted["dampening"], noted["nesterov"]) if noted is not None else (group.dampening, group.nesterov)
+        return Sgd(row["rate"], row["momentum"], dampening, nesterov, row["decay"])
 
     def _parts(self, step: int, batch: int) -> tuple[Part, ...]:
         """The step's forward passes, if they share out its batch; else one pass for all."""
         rows = self._forwards.get(step)
         if rows is None:
             return (Part(0, batch),)
-        ends = np.cumsum(rows["batch"], dtype=np.int64)
+        ends = [*accumulate(row["batch"] for row in rows)]
         if ends[-1] != batch:
-            rows, ends = rows[:1], np.array([batch])
+            rows, ends = rows[:1], [batch]
         parts, start = [], 0
-        for row, end in zip(rows, ends.tolist(), strict=True):
-            mode, cast = frozenset(self.facts["modes"][row["mode"]]), tuple(self.facts["casts"][row["cast"]])
-            parts.append(Part(start, end, mode, cast, int(row["random"]) if row["random"] >= 0 else None))
+        for row, end in zip(rows, ends, strict=True):
+            parts.append(Part(start, end, self.modes[row["mode"]], self._casts[row["cast"]], row["random"] if row["random"] >= 0 else None))
             start = end
         return tuple(parts)
 
     # -- what was logged -------------------------------------------------------------------------------------------------------
 
+    # as plain numbers: reading a field of numpy's records costs as much as a small kernel, and every step reads a dozen
+
     @cached_property
-    def _rows(self) -> list[np.ndarray]:
-        steps = self.run.steps
-        return np.split(steps, np.flatnonzero(np.diff(steps["step"])) + 1)
+    def _rows(self) -> list[list[dict[str, Any]]]:
+        """Of each step, its groups'."""
+        steps: list[list[dict[str, Any]]] = []
+        for row in _plain(self.run.steps):
+            if not steps or steps[-1][0]["step"] != row["step"]:
+                steps.append([])
+            steps[-1].append(row)
+        return steps
 
     def _log(self, name: str) -> np.ndarray | None:
         return read_log(self.run.path / f"{name}.npy", self.facts[name]) if self.facts else None
 
     @cached_property
-    def _moves(self) -> np.ndarray | None:
-        return self._log("moves")
+    def _moves(self) -> list[tuple[bool, bool, float, float]]:
+        """Of each step: moved, touched, loss, norm; empty where that was not recorded."""
+        return [(row["moved"], row["touched"], row["loss"], row["norm"]) for row in _plain(self._log("moves"))]
 
     @cached_property
-    def _settings(self) -> dict[tuple[int, int], np.void]:
-        rows = self._log("settings")
-        return {} if rows is None else {(int(row["step"]), int(row["group"])): row for row in rows}
+    def _settings(self) -> dict[tuple[int, int], dict[str, Any]]:
+        return {(row["step"], row["group"]): row for row in _plain(self._log("settings"))}
 
     @cached_property
-    def _forwards(self) -> dict[int, np.ndarray]:
-        rows = self._log("forwards")
-        if rows is None or not len(rows):
-            return {}
-        parts = np.split(rows, np.flatnonzero(np.diff(rows["step"])) + 1)
-        return {int(part["step"][0]): part for part in parts}
+    def _forwards(self) -> dict[int, list[dict[str, Any]]]:
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in _plain(self._log("forwards")):
+            found.setdefault(row["step"], []).append(row)
+        return found
+
+    @cached_property
+    def _casts(self) -> list[tuple[str, ...]]:
+        return [tuple(cast) for cast in self.facts["casts"]]
 
     @cached_property
     def _random(self) -> np.ndarray | None:
@@ -205,6 +210,14 @@ class Script:
         """What the stage's optimizer remembered before its first step, as ``KEY/PARAMETER``; empty for a new one."""
         checksum = self.run.manifest["stages"][stage.index].get("remembered", "")
         return read_tensors(optimizer_file(self.run.path, stage.start), checksum) if checksum else {}
+
+
+def _plain(rows: np.ndarray | None) -> Iterator[dict[str, Any]]:
+    """A log's rows with Python's numbers."""
+    if rows is None:
+        return iter(())
+    names = rows.dtype.names or ()
+    return (dict(zip(names, row, strict=True)) for row in rows.tolist())
 
 
 def split_parts(move: Move, batch_size: int | None, norms: Iterable[str] = ()) -> Move:
