@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.errors import InputError
 from headwater import philox as px
+from headwater.errors import InputError
 
 KEY = px.key_of("fc.weight", "right", 3)
 # Known answers of Random123 1.14 (Salmon et al.), file kat_vectors: counter, key, words of philox4x32 with 10 rounds.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.linalg import projections
-from headwater.philox import integers, key_of, plain_name, signs
 from headwater.linalg.projections import Applied, Part, Projection, Rademacher, Rows, streams
+from headwater.philox import integers, key_of, plain_name, signs
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from headwater.capture import Block, BlockGradient, Gradients, Lookup, Outer
-from headwater.philox import plain_name
 from headwater.linalg.projections import Applied, Projection
 from headwater.linalg.structured import Paired
+from headwater.philox import plain_name
 
 
 @dataclass
