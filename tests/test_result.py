@@ -41,7 +41,7 @@ def test_groups_sum_and_keep_the_order_of_first_appearance():
     assert g.train_names == ("b", "a", "c") and np.allclose(g.values.sum(1), s.values.sum(1), atol=1e-5)
     assert np.allclose(g.values[:, 1], s.values[:, 1::4].sum(1), atol=1e-6)
     assert np.allclose(g.stderr[:, 1], np.sqrt((s.stderr[:, 1::4] ** 2).sum(1)), atol=1e-6)
-    assert g.unit == s.unit and g.provenance == s.provenance and "a " in repr(g.top(3))
+    assert g.unit == s.unit and g.provenance == {**s.provenance, "scored": "groups"} and "a " in repr(g.top(3))
     with pytest.raises(InputError, match="11 labels"):
         s.group(labels[:11])
 
@@ -141,3 +141,14 @@ def test_a_page_of_many_queries_says_that_it_shows_the_first(tmp_path):
 def test_a_page_needs_a_label_for_each_example(tmp_path):
     with pytest.raises(InputError, match="12 training examples"):
         scores().to_html(tmp_path / "owed.html", labels=range(3))
+
+
+@pytest.mark.parametrize("what", ["tokens", "groups"])
+def test_columns_that_are_no_examples_are_called_what_they_are(what, tmp_path):
+    made = scores().group(range(12)) if what == "groups" else scores(provenance={"scored": what})
+    html = made.to_html(tmp_path / "owed.html").read_text()
+    assert f"x 12 {what};" in repr(made) and f"Owed to these {what}" in html and f"12 {what}, scored by" in html
+    assert "12 training examples" not in html and f"12 {what};" in repr(hw.load(made.save(tmp_path / "s.safetensors")))
+    with pytest.raises(InputError, match=f"train= of 5 for scores of 12 {what}"):
+        made.to_html(tmp_path / "owed.html", train=(np.zeros((5, 3)), np.zeros(5)))
+    assert made.to_html(tmp_path / "owed.html", train=(np.zeros((12, 3)), np.zeros(12))).exists()

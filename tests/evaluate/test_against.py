@@ -139,8 +139,10 @@ def test_the_interval_covers_the_choice_of_queries():
         (np.zeros(4), np.zeros((3, 4)), InputError, "the reference of shape"),
         (np.zeros((3, 4)), [], InputError, "no scores"),
         (np.zeros((3, 4)), {}, InputError, "no scores"),
-        (np.full((3, 4), np.inf), np.zeros((3, 4)), NotFinite, "12 scores of the reference"),
-        (np.zeros((3, 4)), {"bad": np.full((3, 4), np.nan)}, NotFinite, "12 scores of bad"),
+        (np.full((3, 4), np.inf), np.zeros((3, 4)), NotFinite, "12 of the 12 numbers in the reference are NaN"),
+        (np.zeros((3, 4)), {"bad": np.full((3, 4), np.nan)}, NotFinite, "12 of the 12 numbers in the scores of 'bad' are NaN"),
+        (np.zeros((1, 4)), np.array([[1.0, 2.0, np.nan, 0.0]]), NotFinite, "1 of the 4 numbers in scores is NaN or infinite"),
+        (np.zeros((3, 1)), np.ones((3, 1)), InputError, r"a single column, of shape \(3, 1\)"),
         (scores(np.zeros((2, 4)), query_names=("a", "b")), scores(np.zeros((2, 4)), query_names=("b", "a")), InputError, "same queries in the same order"),
         (scores(np.zeros((2, 4)), provenance={"data": ["x"]}), scores(np.zeros((2, 4)), provenance={"data": ["y"]}), InputError, "other training data"),
     ],
@@ -154,3 +156,13 @@ def test_settings_without_meaning_are_refused():
     for settings in ({"k": 0}, {"persistence": 1.0}, {"persistence": 0.0}):
         with pytest.raises(InputError, match="To mend it"):
             against(np.ones((2, 3)), np.ones((2, 3)), **settings)
+
+
+def test_columns_are_called_what_they_are():
+    """Groups are no training examples; and where all of them are among the top, their overlap says nothing."""
+    exact = TrainingScores(np.arange(12.0).reshape(3, 4), None, "Unrolled()", "measurement", provenance={"scored": "tokens"})
+    said = repr(against(exact, exact.values * [1, 1, 0, 2], k=2))
+    assert "3 queries x 4 tokens;" in said and "Jaccard by chance 0.333" in said and "1 training examples that are always 0" in said
+    groups = exact.group(["a", "b", "a", "c"])
+    said = repr(against(groups, groups))
+    assert "3 queries x 3 groups; Jaccard of all 3 groups is 1, whatever scores say" in said and "by chance" not in said

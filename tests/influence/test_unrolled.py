@@ -400,7 +400,8 @@ def test_it_is_at_the_door_with_the_others(run):
 def test_a_groups_score_is_the_sum_of_its_members(run):
     labels = ["even" if i % 2 == 0 else "odd" for i in range(20)]
     found, alone = scores(run, hw.Unrolled(weigh=hw.weigh.groups(labels))), scores(run).values
-    assert found.provenance["columns"] == ["even", "odd"]
+    assert found.provenance["columns"] == ["even", "odd"] and found.train_names == ("even", "odd")
+    assert found.columns == "groups" and "5 queries x 2 groups;" in repr(found) and "even" in repr(found.top(1))
     assert close(found.values, np.stack([alone[:, ::2].sum(1), alone[:, 1::2].sum(1)], 1), 1e-12)
 
 
@@ -460,7 +461,9 @@ def test_tokens_have_weights_and_sum_to_their_example(tmp_path):
         optimizer.step()
         recorder.step(range(k, k + 4))
     run = recorder.finish()
-    found, alone = (scores(run, hw.Unrolled(weigh=w), ids[:3]).values for w in (hw.weigh.tokens(), hw.weigh.examples()))
+    told, plain = (scores(run, hw.Unrolled(weigh=w), ids[:3]) for w in (hw.weigh.tokens(), hw.weigh.examples()))
+    assert "x 60 tokens;" in repr(told) and "x 12 training examples;" in repr(plain)
+    found, alone = told.values, plain.values
     assert found.shape == (3, 12 * 5) and close(found.reshape(3, 12, 5).sum(2), alone, 1e-10)
     assert len(np.unique(np.abs(found.reshape(3, 12, 5)[0, 3]))) == 5
 

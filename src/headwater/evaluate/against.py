@@ -15,6 +15,7 @@ from headwater.evaluate.arrays import array
 from headwater.evaluate.means import Mean, mean_of, written
 from headwater.report.layout import table
 from headwater.result.frames import pandas_library
+from headwater.result.training import EXAMPLES
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +32,7 @@ class Judged:
 
     ``slope``: least squares through 0 of the reference on the scores, over all queries, None where a unit forbids it. ``constant``: queries
     whose scores are all equal (their correlations count as 0). ``zero_columns``: training examples that are 0 for every query.
-    ``tied``: queries whose k-th and next score are equal, so that chance decides who is among the top k.
+    ``columns``: what they are. ``tied``: queries whose k-th and next score are equal, so that chance decides who is among the top k.
     """
 
     method: str
@@ -42,11 +43,12 @@ class Judged:
     constant: int
     zero_columns: int
     tied: int
+    columns: str = EXAMPLES
 
     @property
     def notes(self) -> str:
         """What to know about these numbers, in words."""
-        found = [(self.constant, "queries with constant scores"), (self.zero_columns, "training examples that are always 0"), (self.tied, "queries tied at k")]
+        found = [(self.constant, "queries with constant scores"), (self.zero_columns, f"{self.columns} that are always 0"), (self.tied, "queries tied at k")]
         return ", ".join(f"{count} {what}" for count, what in found if count)
 
 
@@ -55,7 +57,7 @@ class Against:
     """Methods against one reference (see :func:`against`): ``found[name]`` is a :class:`Judged`; in the order given.
 
     ``chance``: the Jaccard overlap of random rankings. ``constant_reference``: queries whose reference scores are all equal: nothing can agree
-    with them, and correlations count as 0.
+    with them, and correlations count as 0. ``columns``: what scores are of, "training examples" or "groups", "tokens", "terms".
     """
 
     reference: str
@@ -66,6 +68,7 @@ class Against:
     persistence: float
     chance: float
     constant_reference: int
+    columns: str = EXAMPLES
 
     @property
     def table(self) -> report.Table:
@@ -79,8 +82,9 @@ class Against:
 
     def __repr__(self) -> str:
         constant = f"; {self.constant_reference} queries with a constant reference" if self.constant_reference else ""
-        size = f"{self.queries} queries x {self.train:,} training examples{constant}"
-        return "\n".join([f"Against({self.reference or 'a reference'}: {size}; Jaccard by chance {written(self.chance)})", *table(self.table)])
+        size = f"{self.queries} queries x {self.train:,} {self.columns}{constant}"
+        chance = f"Jaccard by chance {written(self.chance)}" if self.k < self.train else f"Jaccard of all {self.train} {self.columns} is 1, whatever scores say"
+        return "\n".join([f"Against({self.reference or 'a reference'}: {size}; {chance})", *table(self.table)])
 
     def to_frame(self) -> pandas.DataFrame:
         """One row for each method and query. Needs pandas."""
@@ -110,7 +114,7 @@ def against(reference: Any, scores: Any, *, k: int = 10, persistence: float = 0.
         bootstrap: redrawings of queries for the intervals. They cover the choice of queries alone.
 
     Raises:
-        InputError: shapes or queries that differ, or other training data. NotFinite.
+        InputError: shapes or queries that differ, other training data, or a single column, which is first in every ranking. NotFinite.
 
     A reference is no truth: what it gets wrong, this counts as right. ``lds`` and ``slope`` ask retrained models.
 
@@ -119,6 +123,9 @@ def against(reference: Any, scores: Any, *, k: int = 10, persistence: float = 0.
     2.0
     """
     truth = _array(reference, "the reference")
+    if truth.shape[1] < 2:
+        expected = "at least two columns: a single one is first in every ranking"
+        raise InputError(f"a reference of a single column, of shape {truth.shape}", expected, "compare its scores by eye")
     if k < 1 or not 0 < persistence < 1:
         raise InputError(f"k={k} and persistence={persistence}", "k of at least 1, a persistence between 0 and 1", "k=10, persistence=0.9")
     size = min(k, truth.shape[1])
@@ -129,7 +136,8 @@ def against(reference: Any, scores: Any, *, k: int = 10, persistence: float = 0.
         found[name] = _judged(truth, values, held, reference, size, persistence, bootstrap, seed)
     common = size**2 / truth.shape[1]  # of random rankings
     constant = int((np.ptp(truth, axis=1) == 0).sum())
-    return Against(str(getattr(reference, "method", "")), found, len(truth), truth.shape[1], size, persistence, common / (2 * size - common), constant)
+    method, columns = str(getattr(reference, "method", "")), str(getattr(reference, "columns", EXAMPLES))
+    return Against(method, found, len(truth), truth.shape[1], size, persistence, common / (2 * size - common), constant, columns)
 
 
 def _judged(truth: np.ndarray, values: np.ndarray, held: Any, reference: Any, k: int, p: float, bootstrap: int, seed: int) -> Judged:
@@ -150,6 +158,7 @@ def _judged(truth: np.ndarray, values: np.ndarray, held: Any, reference: Any, k:
         constant=int((np.ptp(values, axis=1) == 0).sum()),
         zero_columns=int((values == 0).all(axis=0).sum()),
         tied=int((ordered[:, k - 1] == ordered[:, k]).sum()) if k < values.shape[1] else 0,
+        columns=str(getattr(held, "columns", EXAMPLES)),
     )
 
 
@@ -227,7 +236,9 @@ def _array(held: Any, name: str) -> np.ndarray:
         raise InputError(f"{name} of shape {values.shape}", "numbers (queries, train)", "pass TrainingScores or a matrix")
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise NotFinite(f"{np.count_nonzero(~np.isfinite(values))} scores of {name} are NaN or infinite", "finite scores", "trace again, and look at the warnings")
+        bad, whose = np.count_nonzero(~np.isfinite(values)), name if name in ("scores", "the reference") else f"the scores of {name!r}"
+        given = f"{bad} of the {values.size} numbers in {whose} {'is' if bad == 1 else 'are'} NaN or infinite"
+        raise NotFinite(given, "finite scores", "trace again, and look at the warnings")
     return values
 
 

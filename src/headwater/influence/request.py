@@ -65,6 +65,12 @@ class Answering(Protocol):
     def answer(self, request: Request) -> TrainingScores: ...
 
 
+def column_names(provenance: dict[str, Any]) -> tuple[str, ...] | None:
+    """The names of columns, where they are groups that provenance names."""
+    names = provenance.get("columns")
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
 def mean_of_scores(members: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
     """The mean of members' scores: how everything but TRAK is averaged. (queries, train)"""
     return np.mean([m[SCORES] for m in members], axis=0)

@@ -9,7 +9,7 @@ from headwater.influence.index import Index
 from headwater.influence.index.answering import by_index
 from headwater.influence.methods import Method, Table
 from headwater.influence.queries import ask, check, methods_of
-from headwater.influence.request import Answering, Request, Scorer
+from headwater.influence.request import Answering, Request, Scorer, column_names
 from headwater.influence.tabled import by_tables, self_by_tables
 from headwater.result import TrainingScores
 from headwater.tasks import Measure
@@ -79,7 +79,8 @@ def _answer(method: Scorer | Answering, request: Request) -> TrainingScores:
     if isinstance(method, Answering):
         return method.answer(request)
     parts = method.parts(request)
-    return TrainingScores(method.combine([parts.arrays]), None, parts.name, parts.unit, request.asked.names, provenance=parts.provenance)
+    values, names = method.combine([parts.arrays]), column_names(parts.provenance)
+    return TrainingScores(values, None, parts.name, parts.unit, request.asked.names, names, parts.provenance)
 
 
 def self_influence(

@@ -81,9 +81,25 @@ def item(data: Any, index: int) -> Any:
     """One example of a dataset, or of a batch (tuple, mapping or array) that holds all."""
     if isinstance(data, Mapping):
         return {key: column[index] for key, column in data.items()}
-    if isinstance(data, tuple) and len({len(column) if hasattr(column, "shape") and len(column.shape) else None for column in data} | {None}) == 2:
+    if _is_columns(data):
         return tuple(column[index] for column in data)
     return data[index]
+
+
+def count(data: Any) -> int:
+    """How many examples a dataset holds, or a batch that holds all of them.
+
+    >>> count((np.zeros((5, 2)), np.zeros(5))), count({"x": np.zeros(3)}), count(["a", "b"])
+    (5, 3, 2)
+    """
+    if isinstance(data, Mapping):
+        return len(next(iter(data.values())))
+    return len(data[0]) if _is_columns(data) else len(data)
+
+
+def _is_columns(data: Any) -> bool:
+    """Whether a tuple holds the examples' parts, each for all of them, rather than examples."""
+    return isinstance(data, tuple) and len({len(column) if hasattr(column, "shape") and len(column.shape) else None for column in data} | {None}) == 2
 
 
 def picture(part: Any) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from headwater import report
 from headwater.errors import InputError, MissingExtra
+from headwater.report.examples import count
 from headwater.result import files
 from headwater.result.slices import Slices
 from headwater.result.spread import Spread, significant
@@ -24,6 +25,8 @@ UNITS = {
     "rank only": "no unit: scores rank training examples, their size means nothing",
     "cosine": "no unit: cosines between -1 and 1",
 }
+EXAMPLES = "training examples"
+"""What columns are, where provenance does not say that they are groups, tokens or terms of them."""
 SHOWN = 60  # queries on one page, so that it stays small enough to send
 
 
@@ -96,8 +99,13 @@ class TrainingScores:
 
     @property
     def train(self) -> int:
-        """How many training examples (or groups of them) were scored."""
+        """How many training examples (or groups of them, or their tokens: see :attr:`columns`) were scored."""
         return self.values.shape[1]
+
+    @property
+    def columns(self) -> str:
+        """What the columns are: "training examples", or "groups", "tokens", "terms" of them."""
+        return str(self.provenance.get("scored", EXAMPLES))
 
     @property
     def spread(self) -> Spread | None:
@@ -109,7 +117,7 @@ class TrainingScores:
 
     def __repr__(self) -> str:
         errors = f"; standard errors over {self.spread}" if self.stderr is not None and self.spread is not None else ""
-        return f"TrainingScores({self.method}: {self.queries} queries x {self.train:,} training examples; {UNITS.get(self.unit, self.unit)}{errors})"
+        return f"TrainingScores({self.method}: {self.queries} queries x {self.train:,} {self.columns}; {UNITS.get(self.unit, self.unit)}{errors})"
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ class TrainingScores:
         """
         given = list(labels)
         if len(given) != self.train:
-            raise InputError(f"{len(given)} labels for {self.train} training examples", "one each", "pass a label for every column")
+            raise InputError(f"{len(given)} labels for {self.train} {self.columns}", "one each", "pass a label for every column")
         names = list(dict.fromkeys(given))
         place = {name: i for i, name in enumerate(names)}
         number = np.array([place[label] for label in given])
@@ -207,7 +215,8 @@ class TrainingScores:
             np.add.at(square.T, number, self.stderr.T.astype(float) ** 2)
             stderr = np.sqrt(square)
         slices = {axis: held.group(number, len(names)) for axis, held in self.slices.items()}
-        return replace(self, values=values, stderr=stderr, train_names=tuple(map(str, names)), slices=slices)
+        provenance = {**self.provenance, "scored": "groups"}
+        return replace(self, values=values, stderr=stderr, train_names=tuple(map(str, names)), provenance=provenance, slices=slices)
 
     def to_frame(self, k: int | None = None) -> pandas.DataFrame:
         """A pandas table, one row per query and training example: query, example, score, stderr, rank (1 = largest score).
@@ -249,15 +258,17 @@ class TrainingScores:
         Args:
             path: the file.
             queries, train: the examples themselves (as they were traced, and trained on): pictures are drawn, texts shown, of anything
-                else the first numbers. Without them cards have names only.
+                else the first numbers. Without them cards have names only. For groups, tokens and terms ``train`` has one for each column.
             labels: what to write under each training example, one each; default: its label, where an example ends in one.
             flagged: numbers of training examples to set off, or a mapping from number to what to say about it.
 
         At most 60 queries are shown, the first ones; pick others with ``scores.at([...])``. Raises InputError, StorageError.
         """
         notes = None if labels is None else [f"label {label}" for label in labels]
+        if train is not None and count(train) != self.train:
+            raise InputError(f"train= of {count(train)} for scores of {self.train} {self.columns}", "one for each column", "leave train= out")
         if notes is not None and len(notes) != self.train:
-            raise InputError(f"{len(notes)} labels for {self.train} training examples", "one each", "pass a label for every column")
+            raise InputError(f"{len(notes)} labels for {self.train} {self.columns}", "one each", "pass a label for every column")
         flags = dict(flagged) if isinstance(flagged, Mapping) else {int(i): "flagged" for i in flagged or ()}
         asked = report.Exhibit(queries, self.query_names or [f"query {q}" for q in range(self.queries)])
         shelf = report.Exhibit(train, self.train_names, notes, flags)
@@ -273,8 +284,8 @@ class TrainingScores:
             doubt += f"\n\nErrors are standard errors over {self.spread}. {self.reliable().mean():.0%} of all scores can be told from zero (95 %, one at a time)."
         reading = report.Section("How to read the scores", f"{sign}\n\n{doubt}{more}")
         footer = [("method", self.method), *((key, str(value)) for key, value in self.provenance.items() if isinstance(value, str | int | float) and key != "method")]
-        subtitle = f"{self.queries:,} queries, {self.train:,} training examples, scored by {self.method}"
-        return report.Page("Owed to these training examples", subtitle, (reading, report.Section("Queries", parts=tuple(found))), tuple(footer))
+        subtitle = f"{self.queries:,} queries, {self.train:,} {self.columns}, scored by {self.method}"
+        return report.Page(f"Owed to these {self.columns}", subtitle, (reading, report.Section("Queries", parts=tuple(found))), tuple(footer))
 
     # -- files -----------------------------------------------------------------------------------------------------------------
 

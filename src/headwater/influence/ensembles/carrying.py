@@ -23,7 +23,7 @@ from headwater.errors import HeadwaterError, InputError
 from headwater.influence.ensembles.combining import Arrays, combine
 from headwater.influence.ensembles.members import Member, model_key, seeded, surroundings
 from headwater.influence.methods import Method
-from headwater.influence.request import Parts, Request, Scorer, mean_of_scores
+from headwater.influence.request import Parts, Request, Scorer, column_names, mean_of_scores
 from headwater.influence.tabled import parts_of
 from headwater.report.numbers import duration
 from headwater.result import TrainingScores
@@ -118,7 +118,7 @@ def carry_out(name: str, method: Method | Scorer, members: Sequence[Member], req
         "spread": asdict(spread),
         "cost": {"seconds": round(seconds, 3), "computed_now": fresh, "kept_bytes": _size(contributions)},
     }
-    return TrainingScores(values, stderr, name, first["unit"], request.asked.names, provenance=provenance)
+    return TrainingScores(values, stderr, name, first["unit"], request.asked.names, column_names(provenance), provenance)
 
 
 def _refuse_twins(members: Sequence[Member], homes: dict[str, str]) -> None:

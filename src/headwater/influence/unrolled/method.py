@@ -89,6 +89,7 @@ of the optimizer together, and moves with it. All queries pass one reverse sweep
             "method": repr(self),
             "weights": run.weights_hash(run.checkpoints[-1]),
             "data": [stage.fingerprint for stage in run.stages],
+            **columns.scored,
             "columns": columns.names if columns.names is not None else {"examples": run.size, "of each": columns.width},
             "replay": backwards.report,
             "cost": {"seconds": round(time.perf_counter() - started, 3), "plan": backwards.plan.facts()},

@@ -51,27 +51,29 @@ class Weighing:
                 given = f"tokens of the task {other[0].task!r} (stage {other[0].name!r})"
                 raise TaskError(given, "hw.tasks.Language", "weigh=hw.weigh.terms(function, count) for other losses")
             width = max(_width(stage) for stage in run.stages)
-            return Columns(run, width, None, _token_losses)
+            return Columns(run, width, None, _token_losses, "tokens")
         if self.kind == "terms":
             function = self.function
             assert function is not None
-            found = Columns(run, self.count, None, lambda task, model, batch: function(model, batch))
+            found = Columns(run, self.count, None, lambda task, model, batch: function(model, batch), "terms")
             found.check()
             return found
         if self.labels is None:
             return Columns(run, 1, None, None)
         if len(self.labels) != run.size:
             raise InputError(f"{len(self.labels)} labels for {run.size} training examples", "one label for each (all stages, in order)", "weigh=hw.weigh.groups(labels)")
-        return Columns(run, 1, self.labels, None)
+        return Columns(run, 1, self.labels, None, "groups")
 
 
 EXAMPLES = Weighing()
 
 
 class Columns:
-    """Where each weight's scores go. ``names``: of the columns, for groups; ``width``: columns of one example, otherwise."""
+    """Where each weight's scores go. ``names``: of the columns, for groups; ``width``: columns of one example, otherwise; ``scored``: what they
+    are, for the provenance of scores, where they are not the examples."""
 
-    def __init__(self, run: Run, width: int, labels: Sequence[Any] | None, terms: Callable[[Task, nn.Module, Batch], Tensor] | None) -> None:
+    def __init__(self, run: Run, width: int, labels: Sequence[Any] | None, terms: Callable[[Task, nn.Module, Batch], Tensor] | None, what: str = "") -> None:
+        self.scored = {"scored": what} if what else {}
         self.run, self.width, self.terms = run, width, terms
         self.names: list[Any] | None = None
         if labels is not None:
