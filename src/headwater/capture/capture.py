@@ -153,10 +153,11 @@ def regroup(piece: Piece, n: int) -> Piece:
     return Rows(piece.values.unflatten(0, (n, -1)).sum(1))
 
 
-def gathered(gradient: BlockGradient, each: int) -> BlockGradient:
+def _gathered(gradients: Gradients, each: int) -> Gradients:
     """Gradients of rows, ``each`` of them an example's, as gradients of examples: their sums."""
-    n = len(gradient) // each
-    return BlockGradient(tuple(regroup(piece, n) for piece in gradient.pieces))
+    if each == 1:
+        return gradients
+    return {name: BlockGradient(tuple(regroup(piece, len(g) // each) for piece in g.pieces)) for name, g in gradients.items()}
 
 
 def with_ones(piece: Outer) -> Outer:
@@ -236,6 +237,7 @@ class Capture:
         if not self.trained:
             raise InputError("a model without trained parameters", "at least one parameter with requires_grad", "unfreeze what was trained")
         self.blocks: dict[str, Block] = {}
+        self.at_once = 0  # rows that the model sees at once, where one example has more of them; 0: all
         self._layouts: dict[Hashable, dict[Call, Layout]] = {}
         self._rounding = max((torch.finfo(p.dtype).eps for p in self._parameters.values() if p.is_floating_point()), default=0.0)
         self._seen: dict[Hashable, list[tuple[int, ...]]] = {}
@@ -385,9 +387,25 @@ class Capture:
         is made for each batch: functions with one key call the model alike. A batch of examples with several noise events each is seen
         row by row, an example's gradient being the sum of its rows'.
         """
-        rows, each = (batch.rows(), batch.each) if isinstance(batch, Drawn) else (batch, 1)
-        for gradients in self._each(function, rows, key):
-            yield gradients if each == 1 else {name: gathered(gradient, each) for name, gradient in gradients.items()}
+        if not isinstance(batch, Drawn):
+            yield from self._each(function, batch, key)
+        elif self.at_once and self.at_once < batch.signal.numel():
+            yield from self._in_parts(function, batch, key, max(1, self.at_once // len(batch.signal)))
+        else:
+            yield from (_gathered(gradients, batch.each) for gradients in self._each(function, batch.rows(), key))
+
+    def _in_parts(self, function: Function, batch: Drawn, key: Hashable, width: int) -> Iterator[Gradients]:
+        """Examples with more noise events than the model can see at once: ``width`` events of each at a time, their gradients summed."""
+        total: list[dict[str, Tensor]] = []
+        for start in range(0, batch.each, width):
+            rows = batch.rows(slice(start, start + width))
+            for column, gradients in enumerate(self._each(function, rows, key)):
+                found = {name: gradient.dense() for name, gradient in _gathered(gradients, min(width, batch.each - start)).items()}
+                if column == len(total):
+                    total.append(found)
+                else:
+                    total[column] = {name: held + found[name] for name, held in total[column].items()}
+        yield from ({name: BlockGradient((Rows(values),)) for name, values in column.items()} for column in total)
 
     def _each(self, function: Function, batch: Batch, key: Hashable) -> Iterator[Gradients]:
         layouts = self._layout_of(function if key is None else key, function, batch)

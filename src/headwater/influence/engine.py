@@ -62,7 +62,8 @@ class Engine:
             else:
                 capture.prove(stage.task.loss, probe)
         assert capture is not None
-        return cls(run, model, capture, batch_size or _batch_size(capture))
+        capture.at_once = batch_size or _batch_size(capture)
+        return cls(run, model, capture, capture.at_once)
 
     def load(self, weights: Weights) -> None:
         """Put the (mean) weights of these steps into the model."""
