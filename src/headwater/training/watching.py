@@ -81,10 +81,14 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     found = [p.grad.detach() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not found:
         return []
-    flat = [g.coalesce().values() if g.is_sparse else g for g in found]
-    if all(g.dtype in (torch.float32, torch.float64) for g in flat):
-        return list(torch._foreach_norm(flat))  # one call for all of them, as torch's own clipping does
-    return [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in flat]
+    return norms_of_each([g.coalesce().values() if g.is_sparse else g for g in found])
+
+
+def norms_of_each(tensors: list[Tensor]) -> list[Tensor]:
+    """Of dense tensors, in at least float32."""
+    if tensors and all(t.dtype in (torch.float32, torch.float64) for t in tensors):
+        return list(torch._foreach_norm(tensors))  # one call for all of them, as torch's own clipping does
+    return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def _noted(group: dict[str, Any]) -> tuple[Any, ...]:

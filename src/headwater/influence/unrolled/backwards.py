@@ -17,6 +17,7 @@ from headwater.errors import GradientError
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
+from headwater.influence.unrolled.graphs import Graphs
 from headwater.influence.unrolled.keeping import Keeper
 from headwater.influence.unrolled.pullback import Cotangent, backward, prove_twice, pull
 from headwater.influence.unrolled.schedule import Schedule, walk
@@ -31,13 +32,15 @@ from headwater.training.replay import Move, Replay, State, as_recorded
 from headwater.training.replay.norms import written_out
 from headwater.training.replay.script import split_parts
 
+OPERATION = 1024  # bytes, about, of one node of a graph and what it holds besides its tensors' values
 AT_ONCE = 64  # examples asked about that are measured in one pass
 
 
 @dataclass(frozen=True)
 class Plan:
     """What unrolling will do, told before it starts. ``replays``: steps trained again, ``reversed``: steps walked backwards, both in all;
-    ``states`` kept at a time, ``state_bytes`` each, ``where``; queries in ``chunks`` of ``chunk``, ``lanes`` of them through a graph at once."""
+    ``states`` kept at a time, ``state_bytes`` each, ``where``; ``with_graphs``: those of their steps' gradients are kept too; queries in
+    ``chunks`` of ``chunk``, ``lanes`` of them through a graph at once."""
 
     steps: int
     queries: int
@@ -50,6 +53,7 @@ class Plan:
     chunk: int
     chunks: int
     lanes: int
+    with_graphs: bool
     seconds: float
 
     @property
@@ -62,13 +66,14 @@ class Plan:
         return {**asdict(self), "replays": self.replays, "reversed": self.chunks * self.steps}
 
     def __str__(self) -> str:
-        kept = self.schedule.states * self.state_bytes
+        kept = f"{self.schedule.states:,} states of {_mb(self.state_bytes)} MB in {self.where} ({_mb(self.schedule.states * self.state_bytes)} MB)"
+        if self.with_graphs:
+            kept += f" and the graphs of all steps ({_mb(self.steps * self.graph_bytes)} MB)"
         lines = (
             f"unrolling {self.steps:,} steps for {self.queries:,} queries, {self.columns:,} weights: "
             f"{self.replays:,} steps replayed, {self.chunks * self.steps:,} reversed" + (f", in {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""),
             f"about {duration(self.seconds)} by one timed step" if self.seconds else "",
-            f"memory: {self.schedule.states:,} states of {_mb(self.state_bytes)} MB in {self.where} ({_mb(kept)} MB), queries {_mb(self.chunk * self.query_bytes)} MB, "
-            f"a step's graph {_mb(self.graph_bytes)} MB for each of {self.lanes} lanes",
+            f"memory: {kept}, queries {_mb(self.chunk * self.query_bytes)} MB, a step's graph {_mb(self.graph_bytes)} MB for each of {self.lanes} lanes",
         )
         return "\n".join("headwater: " + line for line in lines if line)
 
@@ -113,11 +118,12 @@ class Backwards:
         lanes = int(max(1, min(chunk, third // max(1, graph_bytes))))
         chosen, where = self._schedule(schedule, length, max(1, third // max(1, state_bytes)))
         chunks = -(-queries // chunk)
-        plan = Plan(length, queries, self.columns.count, chosen, where, state_bytes, query_bytes, graph_bytes, chunk, chunks, lanes, 0.0)
+        every = chosen.replays == length - 1 and where == "memory" and length * (state_bytes + graph_bytes) <= third
+        plan = Plan(length, queries, self.columns.count, chosen, where, state_bytes, query_bytes, graph_bytes, chunk, chunks, lanes, every, 0.0)
         if not self.request.progress:
             return plan
         seconds = self._timed(before, move, chunk, lanes)
-        return Plan(**{**vars(plan), "seconds": plan.replays * seconds[0] + chunks * length * seconds[1]})
+        return Plan(**{**vars(plan), "seconds": (0 if every else plan.replays * seconds[0]) + chunks * length * seconds[1]})
 
     def _refuse_foreign(self, before: State, after: State) -> None:
         """Buffers that a step changes by other ways than BatchNorm's would carry influence that no derivative here sees."""
@@ -152,8 +158,8 @@ class Backwards:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             graph = self.player.graph(before, move, max(move.parts, key=lambda part: part.stop - part.start), self.columns.terms)
-        prove_twice(graph.gradients.values())
-        return sum(held.values())
+        operations = prove_twice(graph.gradients.values())
+        return sum(held.values()) + sum(g.numel() * g.element_size() for g in graph.gradients.values()) + operations * OPERATION
 
     def _timed(self, before: State, move: Move, chunk: int, lanes: int) -> tuple[float, float]:
         """Seconds of one step replayed, and of one reversed."""
@@ -192,11 +198,13 @@ class Backwards:
         done = job.place[1] if job.place[0] == c else 0
         length = self.plan.steps - done
         witness = None if job.report else self.replay.witness()
-        upon: list[Cotangent] = [Cotangent.of(job.carried, self.run.device)] if done else []
+        upon: list[Cotangent] = [Cotangent.of(job.carried.flat(), self.run.device)] if done else []
         states = Keeper(self.run.store, f"states/{job.name.removeprefix('jobs/')}", self.plan.where, self.run.device)
 
+        graphs = Graphs(self.player, self.columns.terms, self.request.batch_size)
+
         def advance(state: State, _: int, to: int) -> State:
-            return self.replay.advance(state, to, witness, tick)
+            return self.replay.advance(state, to, witness, tick, graphs.gradient if self.plan.with_graphs else None)
 
         def back(state: State, k: int) -> None:
             move = self._move(k + 1)
@@ -208,7 +216,7 @@ class Backwards:
                     if show:
                         tqdm.write(f"headwater: {witness}", file=sys.stderr)
                 upon.append(self._asked(final, rows))
-            pulled = pull(self.player, before, move, upon[0], self.columns.terms, self.plan.lanes)
+            pulled = pull(self.player, before, move, upon[0], self.columns.terms, self.plan.lanes, graphs.take(k + 1))
             upon[0] = pulled.before
             for start, stop, values in pulled.scores:
                 self.columns.add(job.scores[0][rows], move.stage, move.ids[start:stop], values)
@@ -271,18 +279,19 @@ class WalkJob(Job):
 
     def __init__(self, store: Store, key: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__(store, key, [shape], dtype)
-        self.carried: dict[str, Tensor] = {}
+        self.carried = Cotangent({})
         self.report: dict[str, Any] = {}
         if self.resumed:
-            self.carried = {n.removeprefix("carried/"): t for n, t in store.read(self.name).items() if n.startswith("carried/")}
+            flat = {n.removeprefix("carried/"): t for n, t in store.read(self.name).items() if n.startswith("carried/")}
+            self.carried = Cotangent.of(flat, torch.device("cpu"))
             self.report = store.meta(self.name)["report"]
 
     def carry(self, cotangent: Cotangent, chunk: int, walked: int) -> None:
         """All that was walked is in the scores, and this is what goes on."""
-        self.carried = cotangent.flat()
+        self.carried = cotangent
         self.reach(chunk, walked, 0)
 
     def save(self) -> None:
-        carried = {f"carried/{n}": t.detach().cpu().contiguous() for n, t in self.carried.items()}
+        carried = {f"carried/{n}": t.detach().cpu().contiguous() for n, t in self.carried.flat().items()}
         self.store.write(self.name, {"scores.0": self.scores[0], **carried}, {"place": list(self.place), "report": self.report})
         self._saved = time.monotonic()

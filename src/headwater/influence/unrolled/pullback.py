@@ -59,9 +59,10 @@ class Pulled:
     scores: list[tuple[int, int, Tensor]]
 
 
-def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Terms | None = None, lanes: int | None = None) -> Pulled:
-    """One step backwards from ``after``; ``state``: as ``player.begin`` gives it. ``lanes``: how many queries pass the graph at once."""
-    values, graph = _gradient(player, state, move, terms)
+def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Terms | None = None, lanes: int | None = None, graph: Graph | None = None) -> Pulled:
+    """One step backwards from ``after``; ``state``: as ``player.begin`` gives it. ``lanes``: how many queries pass the graph at once.
+    ``graph``: of the step, where it was kept (it is used up)."""
+    values, graph = _gradient(player, state, move, terms, graph)
     weights, moments = dict(after.weights), dict(after.moments)
     pulls: dict[str, Tensor] = {}
     for rule, count, bundle in player.bundles(state, move, values):
@@ -74,6 +75,8 @@ def pull(player: Player, state: State, move: Move, after: Cotangent, terms: Term
         moments.update({n: {key: found[n] for key, found in split.items()} for n in bundle.shapes})
     if _moving(player, move):
         pulls = player.script.clipping(move.stage).pull(pulls, {n: t for n, t in values.items() if t is not None}, move.clip)
+    if move.clip != 1.0:
+        pulls = {n: move.clip * t for n, t in pulls.items()}
     statistics, scores = dict(after.statistics), []
     for part in reversed(move.parts):
         graph = graph or player.graph(state, move, part, terms)
@@ -100,14 +103,14 @@ def _upon_moments(after: Cotangent, bundle: Bundle, held: Moments) -> Moments:
     return {key: bundle.join({n: of(n, key) for n in bundle.shapes}) for key in held}
 
 
-def _gradient(player: Player, state: State, move: Move, terms: Terms | None) -> tuple[dict[str, Tensor | None], Graph | None]:
+def _gradient(player: Player, state: State, move: Move, terms: Terms | None, graph: Graph | None) -> tuple[dict[str, Tensor | None], Graph | None]:
     """The values of the step's gradient, as far as the optimizer's derivative needs them, by the parameters that took part; and the
     graph that they came from, where the step had one part only (several graphs would not fit where one does)."""
     if not move.moved:
         return {}, None
     if len(move.parts) == 1:
-        graph = player.graph(state, move, move.parts[0], terms)
-        return {n: g.detach() for n, g in graph.gradients.items()}, graph
+        graph = graph or player.graph(state, move, move.parts[0], terms)
+        return {n: g.detach() * move.clip if move.clip != 1.0 else g.detach() for n, g in graph.gradients.items()}, graph
     if all(rule.linear for rule in move.rules) and move.step in player.idle and not _moving(player, move):
         return dict.fromkeys(sorted(move.stage.trainable - player.idle[move.step])), None
     return dict(player.gradient(state, move).values), None
@@ -139,9 +142,9 @@ def _once(what: str) -> GradientError:
     )
 
 
-def prove_twice(gradients: Iterable[Tensor]) -> None:
-    """Raise GradientError where a function marked ``once_differentiable`` is in the graph of the gradients: torch would only complain if
-    something behind it were asked for, and otherwise take its gradient as constant."""
+def prove_twice(gradients: Iterable[Tensor]) -> int:
+    """How many operations the graph of the gradients has. Raise GradientError where a function marked ``once_differentiable`` is among them:
+    torch would only complain if something behind it were asked for, and otherwise take its gradient as constant."""
     waiting, seen = [g.grad_fn for g in gradients if g.grad_fn is not None], set()
     while waiting:
         node = waiting.pop()
@@ -151,6 +154,7 @@ def prove_twice(gradients: Iterable[Tensor]) -> None:
         if node.name().endswith("::Error"):
             raise _once("a custom function marked once_differentiable")
         waiting += [following for following, _ in node.next_functions if following is not None]
+    return len(seen)
 
 
 def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], lanes: int) -> list[Tensor | None]:

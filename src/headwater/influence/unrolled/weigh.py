@@ -85,7 +85,7 @@ class Columns:
 
     def add(self, scores: Tensor, stage: Stage, ids: np.ndarray, values: Tensor) -> None:
         """Add derivatives (queries, n, terms) of a step's examples to the scores (queries, columns)."""
-        columns = self._place[torch.as_tensor(ids + stage.columns.start)][:, : values.shape[2]]
+        columns = self._place.index_select(0, torch.from_numpy(ids + stage.columns.start))[:, : values.shape[2]]
         scores.index_add_(1, columns.reshape(-1), values.flatten(1).to("cpu", scores.dtype))
 
     def check(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.errors import NotFinite
 from headwater.tasks import Task
@@ -22,6 +21,7 @@ from headwater.training.replay.script import Move, Part, Script
 from headwater.training.replay.state import State
 from headwater.training.replay.updates import Bundle, Moments, Rule, Sgd, bundles
 from headwater.training.run import Run, Stage
+from headwater.training.watching import norms_of_each
 
 Terms = Callable[[Task, nn.Module, Batch], Tensor]
 """(task, model, batch) -> (n, terms): the parts of each example's loss that are weighted apart."""
@@ -40,8 +40,8 @@ class Gradient:
     @property
     def norm(self) -> float:
         """Of all of it together."""
-        found = [torch.linalg.vector_norm(g.double()) for g in self.values.values()]
-        return float(torch.linalg.vector_norm(torch.stack(found))) if found else 0.0
+        found = norms_of_each(list(self.values.values()))
+        return float(torch.linalg.vector_norm(torch.stack(found), dtype=torch.float64)) if found else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Graph:
     """A part's gradient as a differentiable function of what comes first in the step.
 
     ``gradients``: of the trained parameters that took part; ``terms`` (n, terms); ``weights``: of these, all 1; ``leaves``: the
-    parameters; ``before`` and ``after``: running statistics that the pass read and wrote.
+    parameters; ``before`` and ``after``: running statistics that the pass read and wrote; ``buffers``: all, after it.
     """
 
     gradients: dict[str, Tensor]
@@ -58,6 +58,7 @@ class Graph:
     leaves: dict[str, Tensor]
     before: dict[str, Tensor]
     after: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
 
 class Player:
@@ -71,6 +72,8 @@ class Player:
         self._mode: frozenset[str] | bool | None = False
         self._modules = dict(self.model.named_modules())
         self._parameters = {n: p for n, p in self.model.named_parameters() if n in self.names}
+        names = {id(p): n for n, p in self._parameters.items()}
+        self._uses = [(m, leaf, names[id(p)]) for m in self._modules.values() for leaf, p in m._parameters.items() if id(p) in names]
         self._homes = {n: (self._modules[n.rpartition(".")[0]], n.rpartition(".")[2]) for n, _ in self.model.named_buffers()}
         self.idle: dict[int, frozenset[str]] = {}  # parameters that took no part in a step, of the steps played so far
 
@@ -150,15 +153,19 @@ class Player:
                 if g is not None:
                     g = g.to_dense() if g.is_sparse else g
                     total[n] = total[n] + g if n in total else g
-            buffers = {n: buffers[n] if torch.equal(t, buffers[n]) else t for n, t in passed.items()}  # unchanged ones are shared
+            buffers = _shared(passed, buffers)
             plain = reduced if weights is None else _reduced(found, move, part, None)
             loss += float(plain.detach())
-        self.idle[move.step] = frozenset(move.stage.trainable - total.keys())
-        if not np.isfinite(loss) and move.moved:
-            raise NotFinite(f"a loss of {loss} at step {move.step}", "finite losses", "replay a training that did not diverge")
+        self._note(move, total, loss)
         clip = move.clip if clipping is None else clipping.factor(total)
         clipped = {n: g.mul(clip) for n, g in total.items()} if clip != 1.0 else total
         return Gradient(clipped, buffers, loss, clip)
+
+    def _note(self, move: Move, total: Mapping[str, Tensor], loss: float) -> None:
+        """Which parameters took no part. Raises NotFinite."""
+        self.idle[move.step] = frozenset(move.stage.trainable - total.keys())
+        if not np.isfinite(loss) and move.moved:
+            raise NotFinite(f"a loss of {loss} at step {move.step}", "finite losses", "replay a training that did not diverge")
 
     def batch(self, move: Move, part: Part) -> Batch:
         """The examples of a part, on the device."""
@@ -181,29 +188,54 @@ class Player:
 
     # -- graphs ----------------------------------------------------------------------------------------------------------------
 
-    def graph(self, state: State, move: Move, part: Part, terms: Terms | None = None) -> Graph:
-        """A part's contribution to the step's gradient (clipped by the recorded factor, here a constant: :meth:`Clipping.pull` knows how it moves), with its graph."""
+    def graph(self, state: State, move: Move, part: Part, terms: Terms | None = None, lasting: bool = False) -> Graph:
+        """A part's contribution to the step's gradient, not clipped yet, with its graph. ``lasting``: its leaves are tensors of its own, not
+        the model's parameters, so that it outlives the next placing."""
         buffers = {n: t.clone() for n, t in state.buffers.items()}
-        statistics = self.statistics if self._trains_norms(part) else ()
+        statistics = self.statistics if self.trains_norms(part) else ()
         for n in statistics:
             buffers[n].requires_grad_()
         leaves = self.place(state.weights, buffers, state.weights)
-        with self._setting(move, part), twice_differentiable(), written_out(self.model, bool(statistics)) as after:
+        own, written = self._lasting(state.weights if lasting else None), written_out(self.model, bool(statistics))
+        with own as lasting_leaves, self._setting(move, part), twice_differentiable(), written as after:
+            leaves = lasting_leaves or leaves
             found = self.call(move.stage, self.batch(move, part), terms)
             found = found if found.ndim == 2 else found.unsqueeze(1)
             weights = torch.ones_like(found, requires_grad=True)
-            total = (weights * found).sum() * (move.scale * move.clip)
+            total = (weights * found).sum() * move.scale
             names = [n for n in leaves if n in move.stage.trainable]
             gradients = torch.autograd.grad(total, [leaves[n] for n in names], create_graph=True, allow_unused=True)
         held = {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
-        return Graph(held, found, weights, leaves, {n: buffers[n] for n in statistics}, dict(after))
+        return Graph(held, found, weights, leaves, {n: buffers[n] for n in statistics}, dict(after), buffers)
+
+    def gradient_of(self, graph: Graph, state: State, move: Move) -> Gradient:
+        """What :meth:`gradient` returns, from the graph of a step's only part."""
+        values = {n: g.detach() for n, g in graph.gradients.items()}
+        losses = graph.terms.detach()
+        loss = float(_reduced(losses.squeeze(1) if losses.shape[1] == 1 else losses, move, move.parts[0], None))
+        self._note(move, values, loss)
+        clipped = {n: g.mul(move.clip) for n, g in values.items()} if move.clip != 1.0 else values
+        return Gradient(clipped, _shared(graph.buffers, state.buffers), loss, move.clip)
+
+    @contextmanager
+    def _lasting(self, weights: Mapping[str, Tensor] | None) -> Iterator[dict[str, Tensor]]:
+        """Within it the model's parameters are new leaves, which it yields; nothing changes where there are no ``weights``."""
+        own = {} if weights is None else {n: weights[n].detach().requires_grad_() for n in self._parameters}
+        try:
+            for module, leaf, name in self._uses if own else ():
+                module._parameters[leaf] = own[name]
+            yield own
+        finally:
+            for module, leaf, name in self._uses if own else ():
+                module._parameters[leaf] = self._parameters[name]
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """The names of BatchNorm's running statistics."""
         return tuple(f"{name}.{kind}" for name in self.norms for kind in ("running_mean", "running_var"))
 
-    def _trains_norms(self, part: Part) -> bool:
+    def trains_norms(self, part: Part) -> bool:
+        """Whether some BatchNorm took the batch's statistics in this pass."""
         return any(part.mode is None or name in part.mode for name in self.norms)
 
     # -- settings --------------------------------------------------------------------------------------------------------------
@@ -217,10 +249,7 @@ class Player:
             torch.set_rng_state(cpu)
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(cuda, self.device)
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            if part.cast:
-                stack.enter_context(torch.autocast(part.cast[0], getattr(torch, part.cast[1])))
+        with torch.enable_grad(), torch.autocast(part.cast[0], getattr(torch, part.cast[1])) if part.cast else nullcontext():
             yield
 
     def set_mode(self, mode: frozenset[str] | None) -> None:
@@ -229,6 +258,11 @@ class Player:
             for name, module in self._modules.items():
                 module.training = mode is None or name in mode
             self._mode = mode
+
+
+def _shared(passed: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers after a pass, those that it did not change being the tensors from before it."""
+    return {n: before[n] if torch.equal(t, before[n]) else t for n, t in passed.items()}
 
 
 def _reduced(found: Tensor, move: Move, part: Part, weights: Tensor | None) -> Tensor:
@@ -244,8 +278,17 @@ def _reduced(found: Tensor, move: Move, part: Part, weights: Tensor | None) -> T
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Kernels that can be differentiated twice: the plain attention (fused ones cannot), and recurrent layers without cuDNN."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-        yield
+    # the flags themselves: torch's own context manager for them costs as much as a small network's forward pass
+    kinds = ("flash", "mem_efficient", "cudnn", "math")
+    were = [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in kinds]
+    try:
+        for kind in kinds:
+            getattr(torch.backends.cuda, f"enable_{kind}_sdp")(kind == "math")
+        with torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else nullcontext():
+            yield
+    finally:
+        for kind, was in zip(kinds, were, strict=True):
+            getattr(torch.backends.cuda, f"enable_{kind}_sdp")(was)
 
 
 @contextmanager

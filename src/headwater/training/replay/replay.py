@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headwater.errors import GradientError
 from headwater.training.replay.clipping import Clipping
-from headwater.training.replay.player import Player, Terms, as_recorded
-from headwater.training.replay.script import Script
+from headwater.training.replay.player import Gradient, Player, Terms, as_recorded
+from headwater.training.replay.script import Move, Script
 from headwater.training.replay.state import State
 from headwater.training.replay.suspects import mismatch
 from headwater.training.replay.witness import Witness
@@ -41,12 +41,20 @@ class Replay:
         """A new witness for a sweep from the first step."""
         return Witness.of(self.player, self.tolerance)
 
-    def advance(self, state: State, to: int, witness: Witness | None = None, tick: Callable[[int], object] = lambda n: None) -> State:
-        """The state after step ``to``. Raises ReplayMismatch where ``witness`` (who follows the first sweep) sees it leave the record."""
+    def advance(
+        self,
+        state: State,
+        to: int,
+        witness: Witness | None = None,
+        tick: Callable[[int], object] = lambda n: None,
+        gradient_of: Callable[[State, Move], Gradient] | None = None,
+    ) -> State:
+        """The state after step ``to``. Raises ReplayMismatch where ``witness`` (who follows the first sweep) sees it leave the record.
+        ``gradient_of``: what computes the gradients (default: the player)."""
         for step in range(state.step + 1, to + 1):
             move = self.script.move(step)
             state_before, before = state, self.player.begin(state, move)
-            gradient = self.player.gradient(before, move)
+            gradient = (gradient_of or self.player.gradient)(before, move)
             departed = witness.gradient(move, gradient) if witness is not None and witness.next == step else None
             state = self.player.step(before, move, gradient)
             departed = departed or (witness.state(state) if witness is not None and witness.next == step else None)

@@ -155,13 +155,16 @@ class Bundle:
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(..., numbers)."""
-        found = [tensors[n].flatten(tensors[n].ndim - len(shape)) if shape else tensors[n].unsqueeze(-1) for n, shape in self.shapes.items()]
+        first, shape = next(iter(self.shapes.items()))
+        lead = tensors[first].shape[: tensors[first].ndim - len(shape)]
+        found = [tensors[n].reshape((*lead, size)) for n, size in zip(self.shapes, self.sizes, strict=True)]
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def split(self, joined: Tensor) -> dict[str, Tensor]:
         """The inverse: by name, each (..., *shape)."""
-        parts = joined.split(self.sizes, -1)
-        return {n: part.reshape(*joined.shape[:-1], *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        lead = joined.shape[:-1]
+        parts = joined.split_with_sizes(self.sizes, -1) if len(self.sizes) > 1 else (joined,)
+        return {n: part.reshape((*lead, *shape)) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 def bundles(names: Iterable[str], key: Callable[[str], object], like: Mapping[str, Tensor]) -> Iterator[Bundle]:
