@@ -85,10 +85,15 @@ def trace(
     run: RunFolder,
     experiment: Found = None,
     name: Name = None,
-    method: Annotated[str, typer.Option(help="source, influence, tracin, graddot, gradcos, trak, logra, representations, knnshapley or unrolled.")] = "source",
+    method: Annotated[
+        str,
+        typer.Option(help="source, influence, tracin, graddot, gradcos, trak, logra, representations, knnshapley, unrolled, diffusion-tracin or diffusion-retrac."),
+    ] = "source",
     segments: Annotated[int | None, typer.Option(min=1, help="source: how many segments to cut training into (3).", show_default=False)] = None,
     damping: Annotated[float | None, typer.Option(min=0, help="influence: the damping; default: 1 / summed learning rates.", show_default=False)] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="trak, logra: to how many numbers gradients are projected.", show_default=False)] = None,
+    timesteps: Annotated[int | None, typer.Option(min=1, help="diffusion-tracin, diffusion-retrac: at how many timesteps (10).", show_default=False)] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="diffusion-tracin, diffusion-retrac: noises at each timestep (1).", show_default=False)] = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(metavar="RUN", help="Average over this recording of the same training too (another --seed of record); repeat for more.", show_default=False),
@@ -109,7 +114,8 @@ def trace(
     """
     from headwater.cli.commands import trace_run
 
-    trace_run(run, experiment, name, method, {"segments": segments, "damping": damping, "dim": dim}, beside or [], masks, queries, top, index, out, html)
+    settings = {"segments": segments, "damping": damping, "dim": dim, "timesteps": timesteps, "draws": draws}
+    trace_run(run, experiment, name, method, settings, beside or [], masks, queries, top, index, out, html)
 
 
 @app.command()

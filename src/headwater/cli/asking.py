@@ -28,6 +28,8 @@ METHODS: dict[str, type] = {
     "representations": hw.Representations,
     "knnshapley": hw.KNNShapley,
     "unrolled": hw.Unrolled,
+    "diffusiontracin": hw.DiffusionTracIn,
+    "diffusionretrac": hw.DiffusionReTrac,
 }
 BESIDE = "experiment.json"  # in the run directory: where the experiment's file is
 WORST = 10
@@ -47,8 +49,8 @@ def method(word: str, **settings: Any) -> Any:
     given = {key: value for key, value in settings.items() if value is not None}
     unknown = [key for key in given if key not in kind.__dataclass_fields__]  # type: ignore[attr-defined]
     if unknown:
-        owner = next((name for name, k in METHODS.items() if unknown[0] in k.__dataclass_fields__), "")  # type: ignore[attr-defined]
-        raise InputError(f"--{unknown[0]} with --method {word}", f"--{unknown[0]} only with --method {owner}", "leave one of them out")
+        owners = [name for name, k in METHODS.items() if unknown[0] in k.__dataclass_fields__]  # type: ignore[attr-defined]
+        raise InputError(f"--{unknown[0]} with --method {word}", f"--{unknown[0]} only with --method {' or '.join(owners)}", "leave one of them out")
     return kind(**given)
 
 
@@ -103,7 +105,7 @@ def ranges(text: str, count: int) -> np.ndarray:
 
 def answers(experiment: hw.Experiment, run: hw.Run, ask: Any) -> np.ndarray:
     """``ask(model, batch)`` of the recorded model for every example of the test set, in batches."""
-    test = Examples(experiment.test, experiment.task.collate)
+    test = experiment.task.examples(experiment.test)
     model = run.load(run.model(), run.checkpoints[-1])
     with torch.no_grad():
         batches = (to(test.batch(range(i, min(i + 256, len(test)))), run.device) for i in range(0, len(test), 256))

@@ -105,7 +105,7 @@ def _is_columns(data: Any) -> bool:
 def picture(part: Any) -> np.ndarray | None:
     """The part as a uint8 image where it looks like one: (height, width), or with 1 or 3 channels before or after.
 
-    Floats from 0 to 1 and integers from 0 to 255 are shown as they are; anything else (standardised images) is stretched to full range.
+    Floats from 0 to 1 or from -1 to 1 and integers from 0 to 255 are shown as they are; anything else (standardised images) is stretched to full range.
     """
     pixels = _array(part)
     if pixels is None:
@@ -119,8 +119,8 @@ def picture(part: Any) -> np.ndarray | None:
     if pixels.dtype == np.uint8:
         return pixels
     low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
-    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
+    if pixels.dtype.kind == "f" and low >= -1 and high <= 1:
+        low, high = (0.0 if low >= 0 else -1.0), 1.0
     elif pixels.dtype.kind != "f" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     span = high - low
