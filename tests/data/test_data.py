@@ -20,6 +20,8 @@ DIGESTS = {
     ("concrete.npz", "strength"): "6a51bf8690343094",
     ("motions.npz", "signals"): "575d09809eaff3e2",
     ("motions.npz", "labels"): "c10be8104bbcac67",
+    ("emoji.npz", "images"): "574731a0449e9153",
+    ("emoji.npz", "labels"): "66d52987a0480c0b",
     ("adult.npz", "age"): "c366c5d5201b261c",
     ("adult.npz", "hours-per-week"): "5e51bf5e93101324",
     ("adult.npz", "capital-gain"): "447fc17bf8fe01b1",
@@ -69,6 +71,25 @@ def test_motions_are_what_the_activities_would_make_a_watch_feel():
     assert (swing["standing"] < swing["walking"]).all() and (swing["walking"] < swing["running"]).all()
     assert (swing["badminton"] > 2 * swing["walking"]).all()
     assert torch.equal(data.motions()[0], signals)
+
+
+def test_emoji_are_the_pictures_of_the_file_in_the_categories_asked_for():
+    images, labels = data.emoji()
+    assert images.shape == (1911, 3, 32, 32) and (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    pairs = sorted((label, image.tobytes()) for label, image in zip(labels.tolist(), (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()))
+    assert pairs == sorted((int(label), image.tobytes()) for label, image in zip(stored("emoji.npz", "labels"), stored("emoji.npz", "images"), strict=True))
+    assert torch.bincount(labels[:400]).min() >= 1 and (images[:, :, 0, 0] > 0.98).all(1).float().mean() > 0.7  # shuffled, and on white
+    two, which = data.emoji(("Symbols", "Flags"))
+    for k, name in enumerate(("Symbols", "Flags")):
+        assert torch.equal(two[which == k], images[labels == data.EMOJI.index(name)])
+    yellow = data.emoji("Smileys & Emotion")[0].mean((0, 2, 3))
+    assert yellow[0] > yellow[1] > yellow[2] + 0.2
+
+
+@pytest.mark.parametrize("categories", [(), ("Flags", "Flags"), ("Faces",), "faces"])
+def test_emoji_refuses_categories_that_there_are_none_of(categories):
+    with pytest.raises(InputError, match="categories="):
+        data.emoji(categories)
 
 
 def test_concrete_is_standardised_in_the_rows_of_the_raw_numbers():

@@ -3,7 +3,7 @@
     train, test = hw.data.split(hw.data.mnist(), train=4500)          # each a batch (images, labels)
     noisy, flipped = hw.data.flip_labels(train[1], fraction=0.05)     # known label errors to look for
 
-``mnist()``, ``concrete()`` and ``motions()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails,
+``mnist()``, ``concrete()``, ``motions()`` and ``emoji()`` are batches of tensors; ``adult()`` is two data frames with text columns, ``spam()`` a list of e-mails,
 ``austen()`` two novels.
 
 Everything here is deterministic: the same numbers on every machine and with every version of numpy and torch. A leaf of the
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.data.emoji import EMOJI, emoji
 from headwater.data.motions import MOTION_SENSORS, MOTIONS, motions
 from headwater.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CONCRETE_FEATURES", "MOTIONS", "MOTION_SENSORS", "adult", "austen", "concrete", "flip_labels", "mnist", "motions", "spam", "split"]
+__all__ = ["CONCRETE_FEATURES", "EMOJI", "MOTIONS", "MOTION_SENSORS", "adult", "austen", "concrete", "emoji", "flip_labels", "mnist", "motions", "spam", "split"]
 
 Columns = TypeVar("Columns", bound=tuple[Tensor, ...])
 
