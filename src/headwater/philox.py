@@ -65,6 +65,22 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> tuple[Te
     return x0, x1, x2, x3
 
 
+def _in_place(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`philox`, in a third of the time: within six tensors. For one key, and not inside vmap."""
+    x0, x1, x2, x3 = (word.clone() for word in counter)
+    p0, p1 = torch.empty_like(x0), torch.empty_like(x0)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        torch.mul(x0, _MULTIPLIERS[0], out=p0)
+        torch.mul(x2, _MULTIPLIERS[1], out=p1)
+        torch.bitwise_right_shift(p1, 32, out=x0).bitwise_and_(_WORD).bitwise_xor_(x1).bitwise_xor_(k0)
+        torch.bitwise_right_shift(p0, 32, out=x2).bitwise_and_(_WORD).bitwise_xor_(x3).bitwise_xor_(k1)
+        torch.bitwise_and(p1, _WORD, out=x1)
+        torch.bitwise_and(p0, _WORD, out=x3)
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return x0, x1, x2, x3
+
+
 def words(key: Key, rows: Rows, blocks: range, device: torch.device | str | None = None) -> Tensor:
     """The random words (rows, 4 * blocks) of counters (block, row), int64 below 2**32."""
     ids = _ids(rows, device)
@@ -78,7 +94,7 @@ def words(key: Key, rows: Rows, blocks: range, device: torch.device | str | None
             column = block[None, b : b + wide]
             shape = (len(row), column.shape[1])
             counter = ((column & _WORD).expand(shape), (row & _WORD).expand(shape), (row >> 32).expand(shape), (column >> 32).expand(shape))
-            torch.stack(philox(counter, key), -1, out=out[r : r + len(row), b : b + wide])
+            torch.stack(_in_place(counter, key), -1, out=out[r : r + len(row), b : b + wide])
     return out.flatten(1)
 
 
