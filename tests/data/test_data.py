@@ -76,7 +76,8 @@ def test_motions_are_what_the_activities_would_make_a_watch_feel():
 def test_emoji_are_the_pictures_of_the_file_in_the_categories_asked_for():
     images, labels = data.emoji()
     assert images.shape == (1911, 3, 32, 32) and (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-    pairs = sorted((label, image.tobytes()) for label, image in zip(labels.tolist(), (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()))
+    found = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    pairs = sorted((label, image.tobytes()) for label, image in zip(labels.tolist(), found, strict=True))
     assert pairs == sorted((int(label), image.tobytes()) for label, image in zip(stored("emoji.npz", "labels"), stored("emoji.npz", "images"), strict=True))
     assert torch.bincount(labels[:400]).min() >= 1 and (images[:, :, 0, 0] > 0.98).all(1).float().mean() > 0.7  # shuffled, and on white
     two, which = data.emoji(("Symbols", "Flags"))
