@@ -12,7 +12,7 @@ import headwater as hw
 from headwater.errors import GradientError, InputError, ReplayMismatch, TaskError
 from headwater.influence.unrolled.backwards import Backwards
 from headwater.influence.unrolled.schedule import Schedule, walk
-from headwater.training.replay import Replay
+from headwater.training.replay import Player, Replay
 
 TASK = hw.tasks.Classification()
 SCHEDULES = ("every", "sqrt", "log")
@@ -530,6 +530,48 @@ def test_no_more_states_are_held_than_the_schedule_says(run, monkeypatch):
     for schedule in SCHEDULES:
         plan = scores(run, hw.Unrolled(schedule=schedule)).provenance["cost"]["plan"]
         assert keepers[-1].most == plan["schedule"]["states"]
+
+
+class Holding(nn.Module):
+    """Uses a weight through a list of its own, as torch's recurrent layers do: leaves put in the weight's place are not seen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+        self.held = [self.layer.weight]
+        self.double()
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ self.held[0].T + self.layer(x)))
+
+
+WITH_GRAPHS = {"plain": (net(), {}), "dropout, clipping": (net(lambda: nn.Dropout(0.4)), {"clip": NormClip(0.6)}), "tied": (Tied, {"stages": 2})}
+WITHOUT = {"BatchNorm": (net(lambda: nn.BatchNorm1d(5)), {}), "micro-batches": (net(), {"chunks": 2}), "a weight held elsewhere": (Holding, {})}
+
+
+@pytest.mark.parametrize("case", [*WITH_GRAPHS, *WITHOUT])
+def test_graphs_are_kept_where_not_a_bit_changes(case, tmp_path, monkeypatch):
+    """With room for them each step is passed once (and tried out once for each kind), else once on the way there and once back."""
+    build, settings = {**WITH_GRAPHS, **WITHOUT}[case]
+    run = record(tmp_path / "run", build, OPTIMIZERS["AdamW"], **settings)
+    passes, player = [], Player.call
+    monkeypatch.setattr(Player, "call", lambda *args: passes.append(0) or player(*args))
+    found, counts, plan = [], [], None
+    for memory in (2**30, None):
+        passes.clear()
+        s = scores(run, hw.Unrolled(schedule="every"), memory=memory or 18 * plan["graph_bytes"])
+        plan = s.provenance["cost"]["plan"]
+        assert plan["with_graphs"] == (memory is not None) and plan["lanes"] == 5 and plan["where"] == "memory"
+        found.append(s.values)
+        counts.append(len(passes))
+    assert np.array_equal(*found)
+    steps = len(run.steps)
+    if case in WITH_GRAPHS:
+        kinds = {(k // 7, len(run.order(k + 1))) for k in range(steps)}
+        assert counts == [2 + steps + len(kinds), 2 + 2 * steps]  # two to plan
+    else:
+        assert counts[0] >= counts[1]
 
 
 # ------------------------------------------------------------------------------------------------ interruption, refusals
