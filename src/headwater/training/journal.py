@@ -1,7 +1,8 @@
 """The run directory as it is written: checkpoints, steps and order as they come, the manifest last, so that it always speaks of whole files.
 
     manifest.json               schema, stages, optimizers, loss reduction, data fingerprints, versions; checksums of all that follows
-    checkpoints/STEP.safetensors  weights and buffers by name; Adam's bias-corrected second moments as moment/NAME
+    checkpoints/STEP.safetensors  weights and buffers by name; Adam's bias-corrected second moments as moment/NAME; averaged weights as ema/NAME
+    frozen.safetensors          weights that no optimizer moves, where there are some; the checkpoints do not repeat them
     steps.npy                   one row per step and parameter group: learning rate, momentum, weight decay, clipping, batch size, stage
     order.npy                   which examples each step saw, uint32, end to end (steps.npy tells how many each took)
     events.npy                  of a diffusion model the noise event that each of them was seen at, where that was recorded
@@ -32,9 +33,12 @@ from torch import Tensor, nn
 from headwater.errors import RunError
 from headwater.store import Log, disk, write_json, write_tensors
 from headwater.tasks import Examples, Task, fingerprint
+from headwater.training.frozen import FILE, Frozen
 from headwater.training.optimizers import MOMENT, OptimizerRecord
 
-SCHEMA = 1
+SCHEMA, FROZEN_APART = 1, 2  # versions before the second would not find weights that lie apart
+AVERAGE = "ema/"
+"""Prefix of averaged weights in a checkpoint's file."""
 STEPS = np.dtype(
     [("step", "<u8"), ("stage", "<u2"), ("group", "<u2"), ("rate", "<f8"), ("momentum", "<f8"), ("decay", "<f8"), ("clip", "<f8"), ("batch", "<u4")]
 )
@@ -53,7 +57,7 @@ Rows = list[tuple[Any, ...]]
 _TOGETHER = 64  # steps whose gradient norms are put together at a time
 _LOGS = {"moves": MOVES, "settings": SETTINGS, "forwards": FORWARDS, "random": RANDOM}
 _MADE_LATER = ("factors", "jobs", "index", "states", "trak", "members", "adapters")  # from the run, and named by its weights
-_OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", "steps.npy", "order.npy", "events.npy", *(f"{name}.npy" for name in _LOGS))
+_OURS = ("checkpoints", "optimizer", *_MADE_LATER, "manifest.json", FILE, "steps.npy", "order.npy", "events.npy", *(f"{name}.npy" for name in _LOGS))
 
 
 def checkpoint_file(path: Path, step: int) -> Path:
@@ -98,6 +102,7 @@ class Journal:
             "checkpoints": {},
         }
         self.steps, self.order = Log(self.path / "steps.npy", STEPS), Log(self.path / "order.npy", ORDER)
+        self.frozen = Frozen(self.path)
         self.events: Log | None = None
         self.replay: dict[str, Log] = {}
         self._moves: list[tuple[int, bool, bool, float]] = []
@@ -163,11 +168,15 @@ class Journal:
         """Write what an optimizer remembered after ``step``; the checksum."""
         return write_tensors(optimizer_file(self.path, step), tensors)
 
-    def save(self, step: int, model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint, and a manifest that knows it."""
+    def save(self, step: int, model: nn.Module, moments: Mapping[str, Tensor], averages: Mapping[str, Tensor] | None = None) -> None:
+        """Write a checkpoint, and a manifest that knows it. ``averages``: averaged weights, by name, where they differ from the raw ones."""
         state = state_of(model)
-        tensors = {**state, **{MOMENT + name: moment for name, moment in moments.items()}}
+        trained = {name for stage in self.manifest["stages"] for group in stage["optimizer"]["groups"] for name in group["names"]}
+        tensors = self.frozen.rest(state, model, trained)
+        tensors |= {MOMENT + name: moment for name, moment in moments.items()} | {AVERAGE + name: t for name, t in (averages or {}).items()}
         checksum = write_tensors(checkpoint_file(self.path, step), tensors)
+        if self.frozen.checksum:
+            self.manifest["schema"], self.manifest["frozen"] = FROZEN_APART, self.frozen.checksum
         self.manifest["tensors"] = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in state.items()}
         self.manifest["checkpoints"][str(step)] = checksum
         self.flush()

@@ -18,6 +18,7 @@ from headwater.tasks.batches import to
 from headwater.tasks.code import model_digest
 from headwater.tasks.diffusion import Draw
 from headwater.tasks.task import per_example
+from headwater.training.averages import Average
 from headwater.training.journal import EVENTS, Journal, stage_facts
 from headwater.training.optimizers import describe, second_moments, unwrapped
 from headwater.training.places import Places
@@ -43,6 +44,9 @@ class Recorder:
             rate, momentum and weight decay are read at every optimizer step, so schedulers need no care.
         task: the task that training minimises. train: the dataset that ``indices`` count in.
         checkpoints: how many to keep, at the ends of equal intervals; or at which steps of the stage.
+        ema: what keeps a moving average of the weights, which checkpoints then hold beside the raw ones: diffusers' EMAModel, torch's
+            AveragedModel, a copy of the model, or tensors by name (see :meth:`headwater.Run.averaged`, and ``weights=`` of ``hw.trace``). It has
+            to be updated before ``recorder.step`` is called.
         steps: how many steps this stage will take. Without it checkpoints are taken more often and thinned out (up to twice as many lie on
             the disk at a time, and their places are equal only roughly).
         stage: the name of the first stage. reduction: how the loop reduces the losses of a batch, "mean" or "sum".
@@ -68,22 +72,32 @@ class Recorder:
         reduction: str = "mean",
         seed: int | None = None,
         overwrite: bool = False,
+        ema: Any = None,
     ) -> None:
         self.journal = Journal(path, seed=seed, overwrite=overwrite)
         self.taken = 0
         self._data: list[tuple[Any, Task]] = []
         self._watched: Watched | None = None
+        self._average: Average | None = None
         self._state_known = False
-        self._first = {"name": stage, "train": train, "task": task, "checkpoints": checkpoints, "steps": steps, "reduction": reduction}
+        self._first = {"name": stage, "train": train, "task": task, "checkpoints": checkpoints, "steps": steps, "reduction": reduction, "ema": ema}
         if model is not None:
             self.watch(model, optimizer)
 
     def watch(
-        self, model: nn.Module, optimizer: Any, *, steps: int | None = None, train: Any = None, task: Task | None = None, stage: str | None = None
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        steps: int | None = None,
+        train: Any = None,
+        task: Task | None = None,
+        stage: str | None = None,
+        ema: Any = None,
     ) -> Self:
         """Name the model and the optimizer where they were not known when the recorder was made; also, if they differ from what was said
-        then, the number of steps, the data, the task and the name of the first stage."""
-        given = {"steps": steps, "train": train, "task": task, "name": stage}
+        then, the number of steps, the data, the task, the name of the first stage and what keeps the average of the weights."""
+        given = {"steps": steps, "train": train, "task": task, "name": stage, "ema": ema}
         return self._begin(model, optimizer, **{**self._first, **{k: v for k, v in given.items() if v is not None}})
 
     def stage(
@@ -96,16 +110,20 @@ class Recorder:
         checkpoints: int | Sequence[int] | None = None,
         steps: int | None = None,
         reduction: str | None = None,
+        ema: Any = None,
     ) -> Self:
-        """Begin a further stage with its own data (whose examples become further columns of the scores), optimizer, and perhaps task."""
+        """Begin a further stage with its own data (whose examples become further columns of the scores), optimizer, and perhaps task and
+        average of the weights (that of the stage before goes on unless another is named)."""
         if self._watched is None:
             raise RunError(f"a stage {name!r} before the first one began", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
         model = self._watched.model
         self._end_stage()
-        given = {"task": task, "checkpoints": checkpoints, "reduction": reduction}
+        given = {"task": task, "checkpoints": checkpoints, "reduction": reduction, "ema": ema}
         return self._begin(model, optimizer, **{**self._first, **{k: v for k, v in given.items() if v is not None}, "name": name, "train": train, "steps": steps})
 
-    def _begin(self, model: nn.Module, optimizer: Any, *, name: str, train: Any, task: Task, checkpoints: Any, steps: int | None, reduction: str) -> Self:
+    def _begin(
+        self, model: nn.Module, optimizer: Any, *, name: str, train: Any, task: Task, checkpoints: Any, steps: int | None, reduction: str, ema: Any
+    ) -> Self:
         if reduction not in REDUCTIONS:
             raise InputError(f"reduction={reduction!r}", f"one of {REDUCTIONS}", "say how your loop makes one loss of a batch's losses")
         if name in [stage["name"] for stage in self.journal.manifest["stages"]]:
@@ -115,9 +133,11 @@ class Recorder:
         if len(examples) == 0:
             raise InputError("an empty training set", "at least one example", "pass the dataset that the indices of recorder.step count in")
         check_task(model, task, examples)
-        self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction))
+        average = Average(ema, model) if ema is not None else None
+        self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction) | ({"ema": average.facts()} if average else {}))
         self._data.append((train, task))
         self._state_known = False
+        self._first["ema"], self._average = ema, average
         self._watched = Watched(model, optimizer, record, len(examples), Places(checkpoints, steps))
         if self.taken == 0:
             self._save(0)
@@ -182,7 +202,7 @@ class Recorder:
         watched = self._watched
         assert watched is not None
         self.journal.manifest["stages"][-1]["stop"] = step
-        self.journal.save(step, watched.model, second_moments(watched.optimizer, watched.model))
+        self.journal.save(step, watched.model, second_moments(watched.optimizer, watched.model), self._average.differing() if self._average else None)
 
     def _end_stage(self) -> None:
         watched, stage = self._watched, self.journal.manifest["stages"][-1]
@@ -195,6 +215,12 @@ class Recorder:
                 f"the stage {stage['name']!r} recorded {since} steps, but its optimizer took none",
                 "the optimizer that the loop steps",
                 "pass that very object to the recorder",
+            )
+        if self._average is not None and not self._average.moved:
+            raise RunError(
+                f"an average of the weights (ema=) that was never updated in the {since} steps of the stage {stage['name']!r}",
+                "the object that the loop updates after each step",
+                "pass that very object to the recorder, or leave ema= out",
             )
         if str(self.taken) not in self.journal.manifest["checkpoints"]:
             watched.places.wanted(since, final=True)

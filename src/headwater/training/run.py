@@ -18,9 +18,12 @@ from headwater.store import Store, read_json, read_log, read_tensors
 from headwater.tasks import Examples, Task, fingerprint
 from headwater.tasks.code import model_digest
 from headwater.tasks.diffusion import Listed
-from headwater.training.journal import SCHEMA, checkpoint_file, state_of
+from headwater.training.frozen import FILE
+from headwater.training.journal import AVERAGE, FROZEN_APART, SCHEMA, checkpoint_file, state_of
 from headwater.training.optimizers import ADAM, MOMENT, Group, OptimizerRecord
 from headwater.training.rebuild import write_run
+
+RAW, EMA = "raw", "ema"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,8 @@ class Run:
 
     ``path``: the run directory. ``stages``: in the order of training. ``device``: where the model is put to be traced.
     ``variant``: names what a view of the run changed about its model (dropout masks, say). ``code``: names what the model that ``build``
-    makes does with its weights (:func:`headwater.tasks.code.model_digest`). Both are part of the names of all saved work.
+    makes does with its weights (:func:`headwater.tasks.code.model_digest`). Both are part of the names of all saved work. ``which``: "raw"
+    weights, or of a view their moving average, "ema".
     """
 
     path: Path
@@ -69,6 +73,7 @@ class Run:
     device: torch.device
     variant: str = ""
     code: str = ""
+    which: str = RAW
 
     @classmethod
     def open(cls, path: str | Path, *, build: Callable[[], nn.Module], train: Any, task: Any, device: torch.device | str | None = None) -> Run:
@@ -89,8 +94,9 @@ class Run:
             mend = "check the path; a recording that was killed at once leaves nothing"
             raise RunError(f"{place} holds no run (no manifest.json)", "a directory written by hw.Recorder", mend)
         manifest = read_json(place / "manifest.json")
-        if manifest.get("schema") != SCHEMA:
-            raise RunError(f"the run {place} has schema {manifest.get('schema')}", f"schema {SCHEMA}", "record it again, or use the version that wrote it")
+        if manifest.get("schema") not in (SCHEMA, FROZEN_APART):
+            known = f"schema {SCHEMA} or {FROZEN_APART}"
+            raise RunError(f"the run {place} has schema {manifest.get('schema')}", known, "record it again, or use the version that wrote it")
         facts = _lived(manifest)
         stages = stages_of(manifest, _spread(train, facts, "train", Examples), _spread(task, facts, "task", Task))
         for stage in stages:
@@ -185,9 +191,35 @@ class Run:
             raise MissingCheckpoint(f"{file} is missing; the manifest names it", "the file as it was recorded", "restore it from a copy, or record the training again")
         return read_tensors(file, checksum)
 
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """Parameters and buffers by name at a checkpoint, on the CPU. Raises MissingCheckpoint, DamagedFile."""
-        return {n: t for n, t in self._tensors(step).items() if not n.startswith(MOMENT)}
+    @cached_property
+    def _frozen(self) -> dict[str, Tensor]:
+        """What checkpoints do not repeat."""
+        checksum = self.manifest.get("frozen", "")
+        return read_tensors(self.path / FILE, checksum) if checksum else {}
+
+    def weights(self, step: int, averaged: bool = False) -> dict[str, Tensor]:
+        """Parameters and buffers by name at a checkpoint, on the CPU; ``averaged``: the moving average of the weights. Raises
+        MissingCheckpoint, DamagedFile; RunError where no average was recorded."""
+        held = self._tensors(step)
+        raw = self._frozen | {n: t for n, t in held.items() if not n.startswith((MOMENT, AVERAGE))}
+        if not (averaged or self.which == EMA):
+            return raw
+        if not self.averages(step):
+            mend = "hw.Recorder(..., ema=...) records it beside the raw weights; weights='raw' asks these"
+            raise RunError(f"no averaged (EMA) weights at step {step} of {self.path}", "a run recorded with them", mend)
+        return raw | {n: held[AVERAGE + n].to(t.dtype) for n, t in raw.items() if AVERAGE + n in held}
+
+    def averages(self, step: int) -> bool:
+        """Whether a moving average of the weights was recorded at a checkpoint."""
+        stage = next((s for s in self.manifest["stages"] if s["start"] < step <= s["stop"]), self.manifest["stages"][0])
+        return "ema" in stage
+
+    def averaged(self) -> Run:
+        """A view of the run whose weights, at every checkpoint, are their moving average: training examples and queries are both met there.
+        To ask about the averaged model how training of the raw one made it, pass the run itself to ``hw.trace`` (see its ``weights=``).
+        Raises RunError where no average was recorded."""
+        self.weights(next((step for step in self.checkpoints if not self.averages(step)), self.checkpoints[-1]), averaged=True)
+        return self if self.which == EMA else replace(self, which=EMA, variant=f"{self.variant} {EMA}".strip())
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
         """Adam's bias-corrected second moments by parameter name at a checkpoint; empty for SGD."""
@@ -200,9 +232,9 @@ class Run:
         _check_model(model, self.manifest, self.path)
         return model.to(self.device).eval()
 
-    def load(self, model: nn.Module, step: int) -> nn.Module:
-        """Put a checkpoint's weights into a model of this run; the model."""
-        model.load_state_dict(self.weights(step), strict=False)
+    def load(self, model: nn.Module, step: int, averaged: bool = False) -> nn.Module:
+        """Put a checkpoint's weights (``averaged``: their moving average) into a model of this run; the model."""
+        model.load_state_dict(self.weights(step, averaged), strict=False)
         return model
 
     def until(self, step: int) -> Run:
