@@ -319,6 +319,26 @@ def test_it_predicts_a_small_change_of_a_weight(tmp_path):
         assert np.abs(found[:, i] - truth).max() <= 1e-7 * np.abs(found).max()
 
 
+def convolutional():
+    torch.manual_seed(0)
+    first, second = (nn.Sequential(nn.Conv2d(a, b, 2, padding=1), nn.BatchNorm2d(b), nn.GELU()) for a, b in ((1, 3), (3, 2)))
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), first, second, nn.Flatten(), nn.Linear(32, 3)).double()
+
+
+def test_on_a_cnn_with_batch_norm_and_momentum_it_is_the_derivative(tmp_path):
+    """Central differences through the replay, whose BatchNorm is torch's: the weight is the loss's, the statistics are of the whole batch."""
+    run = record(tmp_path / "run", convolutional, sgd(lr=0.1, momentum=0.9))
+    found, model, replay, h, i = scores(run).values, run.model().eval(), Replay(run), 1e-5, int(run.order(2)[0])
+
+    def measured(weight):
+        weights = torch.ones(20, dtype=torch.float64)
+        weights[i] = weight
+        model.load_state_dict(replay.train(weights), strict=False)
+        return TASK.measure(model, ASKED).detach().numpy()
+
+    assert np.abs(found[:, i] - (measured(1 + h) - measured(1 - h)) / (2 * h)).max() <= 1e-7 * np.abs(found).max()
+
+
 def test_on_a_regression_it_foretells_leaving_one_out(tmp_path):
     """Many examples, one of them removed along the same batches: the first order is nearly all there is."""
     g = torch.Generator().manual_seed(0)
@@ -546,7 +566,18 @@ class Holding(nn.Module):
         return self.head(torch.tanh(x @ self.held[0].T + self.layer(x)))
 
 
-WITH_GRAPHS = {"plain": (net(), {}), "dropout, clipping": (net(lambda: nn.Dropout(0.4)), {"clip": NormClip(0.6)}), "tied": (Tied, {"stages": 2})}
+class Scale(nn.Module):
+    """A weight that the graph keeps as it is, not as a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((5,), 1.5))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+WITH_GRAPHS = {"plain": (net(Scale), {}), "dropout, clipping": (net(lambda: nn.Dropout(0.4)), {"clip": NormClip(0.6)}), "tied": (Tied, {"stages": 2})}
 WITHOUT = {"BatchNorm": (net(lambda: nn.BatchNorm1d(5)), {}), "micro-batches": (net(), {"chunks": 2}), "a weight held elsewhere": (Holding, {})}
 
 
