@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,10 @@ class Seen:
     vectors: Queries
     norms: Tensor | None
 
+    def part(self, rows: slice) -> Seen:
+        """Of some of the queries."""
+        return replace(self, vectors={n: v.part(rows) for n, v in self.vectors.items()}, norms=None if self.norms is None else self.norms[rows])
+
 
 def passes(tables: list[Table], engine: Engine) -> dict[Pass, list[Use]]:
     """Every pass that the tables need, latest weights first, with the rows that share it."""
@@ -78,7 +82,7 @@ def passes(tables: list[Table], engine: Engine) -> dict[Pass, list[Use]]:
 
 def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice) -> Queries:
     """Gradients of the measurement at ``weights`` for the asked-for rows in ``rows``: {block: (queries, *shape)}."""
-    engine.load(weights)
+    engine.load(weights, asked.averaged)
     start, stop = rows.start, rows.stop
     one_each = asked.names is None
     out: Queries = {}
@@ -197,12 +201,15 @@ def _lengths(gradients: Gradients) -> Tensor:
 def score_pass(
     engine: Engine, where: Pass, seen: list[Seen], ids: np.ndarray, paired: bool
 ) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
-    """Stream a stage's examples ``ids`` at the pass's weights; yield what each batch adds to each seen row's scores."""
+    """Stream a stage's examples ``ids`` at the pass's weights; yield what each batch adds to each seen row's scores. ``paired``: the
+    queries are those very examples, each to be compared with itself."""
     stage, data = engine.run.stages[where.stage], engine.data(where.stage, where.events)
     engine.load(where.weights)
 
     def process(batch: Batch, part: np.ndarray) -> list[Tensor]:
-        return contribution(seen, engine.capture.gradients(stage.task.loss, batch), paired)
+        first = int(np.searchsorted(ids, part[0]))
+        mine = [s.part(slice(first, first + len(part))) for s in seen] if paired else seen
+        return contribution(mine, engine.capture.gradients(stage.task.loss, batch), paired)
 
     for part, added in stream(data, ids, process, batch_size=engine.batch_size, device=engine.run.device):
         for block in added:

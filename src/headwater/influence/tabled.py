@@ -80,7 +80,7 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     plan = _plan(engine, tables, asked, request.memory)
     # the place in the job depends on chunks and batches: they are part of its name
     questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
-    key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, request.tolerance)
+    key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, request.tolerance, asked.averaged)
     tolerance = _tolerance(engine, request.tolerance)
     slots = Slots(tables)
     job = Job(run.store, key, [(asked.count, run.size)] * slots.count, _dtype(engine))
@@ -130,20 +130,20 @@ class Slots:
 def parts_of(method: Method | Scorer, request: Request) -> Parts:
     """What one model contributes to an answer by this method, of either kind."""
     if isinstance(method, Scorer):
-        return method.parts(request)
+        return method.parts(request.in_one_place)
     found = by_tables(request, [method.plan(request.run)])[0]
     return Parts({SCORES: found.values}, found.method, found.unit, found.provenance)
 
 
 def self_by_tables(
-    run: Run, tables: list[Table], *, measure: Measure | None, batch_size: int | None, memory: int, tolerance: float | None, progress: bool
+    run: Run, tables: list[Table], *, measure: Measure | None, batch_size: int | None, memory: int, tolerance: float | None, progress: bool, weights: str | None = None
 ) -> list[TrainingScores]:
     """Scores of each training example on its own measurement: (1, training examples) for each table."""
     engine = Engine.of(run, batch_size)
     work = passes(tables, engine)
-    asked = [ask(stage.data, stage.task, measure) for stage in run.stages]
+    asked = [ask(stage.data, stage.task, measure).of(run, weights) for stage in run.stages]
     plan = _plan(engine, tables, asked[-1], memory, paired=True)
-    key = content_hash("self-1", _identity(run, tables, engine), [code_digest(a.measure, held=True) for a in asked], plan.chunk, tolerance)
+    key = content_hash("self-1", _identity(run, tables, engine), [code_digest(a.measure, held=True) for a in asked], plan.chunk, tolerance, asked[-1].averaged)
     tolerance = _tolerance(engine, tolerance)
     job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
     chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]
@@ -179,15 +179,9 @@ def _carried_out(engine: Engine, tables: list[Table], plan: Plan, job: Job, work
 
 
 def _diagonal(engine: Engine, where: Pass, seen: list[Any], rows: slice) -> list[tuple[int, np.ndarray, torch.Tensor]]:
-    """Scores of query i with example i for one chunk, batch by batch of the chunk."""
-    parts = []
-    for start in range(rows.start, rows.stop, engine.batch_size):
-        stop = min(start + engine.batch_size, rows.stop)
-        cut = slice(start - rows.start, stop - rows.start)
-        part = [replace(s, vectors={n: v.part(cut) for n, v in s.vectors.items()}, norms=None if s.norms is None else s.norms[cut]) for s in seen]
-        for ids, added in score_pass(engine, where, part, np.arange(start, stop), paired=True):
-            parts += [(s.use.method, ids, block) for s, block in zip(part, added, strict=True)]
-    return parts
+    """Scores of query i with example i for one chunk."""
+    found = score_pass(engine, where, seen, np.arange(rows.start, rows.stop), paired=True)
+    return [(s.use.method, ids, block) for ids, added in found for s, block in zip(seen, added, strict=True)]
 
 
 def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
