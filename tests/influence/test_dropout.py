@@ -397,6 +397,7 @@ def test_transformers_in_both_layouts_are_independent_of_batches(batch_first, ma
 
 
 @ANY
+@pytest.mark.filterwarnings("ignore:build.. makes another model")  # the same by another way of computing, as its code cannot tell
 def test_parts_that_the_backward_pass_runs_again_meet_the_same_masks(masks, tmp_path):
     class Checkpointed(nn.Module):
         def __init__(self, again):

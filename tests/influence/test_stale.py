@@ -73,6 +73,7 @@ def scores(run, method):
     return hw.trace(run, ASKED, method, progress=False).values
 
 
+@pytest.mark.filterwarnings("ignore:build.. makes another model")
 @pytest.mark.parametrize("activation", [nn.Softplus, lambda: Scaled(0.5)], ids=["kind", "setting"])
 def test_the_same_weights_in_another_model_are_scored_anew(recorded, activation):
     """Models that take the same weights, in one run directory: what was saved for the first says nothing of the second."""
@@ -85,6 +86,7 @@ def test_the_same_weights_in_another_model_are_scored_anew(recorded, activation)
         assert np.abs(found - truth).max() <= 1e-9 * np.abs(truth).max(), method
 
 
+@pytest.mark.filterwarnings("ignore:build.. makes another model")
 def test_an_index_is_of_one_model(recorded):
     held = hw.index(opened(recorded / "run"), progress=False)
     other = hw.index(opened(recorded / "run", nn.ReLU), progress=False)

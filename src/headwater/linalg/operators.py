@@ -192,7 +192,7 @@ Turned = tuple[Tensor, Tensor]
 """Outer products ``out_n inner_n^T`` by their factors in an eigenbasis, one column each: (out, n) and (in, n)."""
 
 
-def _block(t: Tensor) -> int:
+def room(t: Tensor) -> int:
     """How many numbers to work on at once: on a CPU so few that they stay in its cache, and that the allocator keeps their memory."""
     return 2**21 if t.device.type == "cpu" else 2**26
 
@@ -222,7 +222,7 @@ class Grid:
     def dots(self, u: Turned, g: Turned) -> Tensor:
         """Inner products (queries, n) of every ``u`` seen through the response with every ``g``."""
         total, values = u[0].new_zeros(u[0].shape[1], g[0].shape[1]), self.values.to(u[0].dtype)
-        step = max(1, _block(total) // (values.shape[1] * max(1, *total.shape)))
+        step = max(1, room(total) // (values.shape[1] * max(1, *total.shape)))
         for i in range(0, len(values), step):
             rows = slice(i, i + step)
             seen = (values[rows].unsqueeze(2) * u[1]).mul_(u[0][rows].unsqueeze(1))
@@ -289,7 +289,7 @@ class Split:
         """As :meth:`Grid.dots`."""
         total = (u[0].mT @ g[0]).mul_(u[1].mT @ g[1]).mul_(self.constant)
         excess = self.excess.to(total.dtype).unsqueeze(1)
-        step = max(1, _block(total) // max(1, *total.shape))
+        step = max(1, room(total) // max(1, *total.shape))
         for i in range(0, len(excess), step):
             part = slice(i, i + step)
             total.addmm_(self.coordinates(u, part).mul_(excess[part]).mT, self.coordinates(g, part))

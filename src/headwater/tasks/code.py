@@ -6,6 +6,8 @@ import ast
 import functools
 import hashlib
 import inspect
+import platform
+import sys
 import textwrap
 from collections.abc import Iterator
 from types import CodeType
@@ -16,8 +18,14 @@ from torch import Tensor, nn
 
 from headwater.tasks.batches import hash_of
 
+WAY = 2
+"""Which way of making digests this is: those made in two ways cannot be compared."""
 _LIBRARIES = ("torch", "transformers", "peft", "builtins", "typing", "collections")
 """Whose classes are known by their names."""
+_INCIDENTAL = {*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile", "gradient_checkpointing", "_gradient_checkpointing_func", "_is_hf_initialized"}
+"""Fields of a module that change nothing of what it computes: torch's own, how it is run, where it is in a life."""
+_OF_TRANSFORMERS = {"name_or_path", "warnings_issued", "loss_type", "_attn_implementation", "_fsdp_plan", "_tp_plan", "_ep_plan", "_pp_plan"}
+_OF_CONFIGS = {"use_cache", "dtype", "torch_dtype", "architectures", "gradient_checkpointing", "attn_implementation"}
 
 
 def code_digest(function: Any, held: bool = False) -> str:
@@ -43,6 +51,15 @@ def model_digest(model: nn.Module) -> str:
     False
     """
     return hashlib.blake2b("\n".join(_anatomy(model, set())).encode(), digest_size=8).hexdigest()
+
+
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """What a model computes, for a manifest: its digest; the kind of each module, so that a difference can be named; and by which versions
+    and in which way the digest was made, since only digests of the same can be compared. Plain JSON values."""
+    kinds = {name: type(part).__name__ for name, part in model.named_modules()}
+    libraries = {type(part).__module__.split(".")[0] for part in model.modules()} & {"transformers", "peft"} | {"torch"}
+    versions = {name: str(sys.modules[name].__version__) for name in sorted(libraries)}
+    return {"digest": model_digest(model), "kinds": kinds, "made": {"way": WAY, "python": ".".join(platform.python_version_tuple()[:2]), **versions}}
 
 
 def task_identity(task: Any) -> list[Any]:
@@ -72,14 +89,17 @@ def _traits(function: Any, seen: set[int], held: bool) -> Iterator[str]:
 
 
 def _anatomy(model: nn.Module, seen: set[int]) -> Iterator[str]:
-    """What a module is made of: names, kinds, settings and the user's own code; not its weights, nor whether it is in training mode."""
+    """What a module is made of: names, kinds, settings and the user's own code; not its weights, nor whether it is in training mode. A class
+    of the user's is known by its code, so that it is the same in the script that defines it and in a file that imports it."""
     for name, part in model.named_modules():
         kind = type(part)
-        yield f"{name}: {_named(kind)}"
-        yield from _fields(_Settings({n: v for n, v in vars(part).items() if n not in ("training", "_parameters", "_buffers", "_modules")}), seen, False)
+        own = kind.__module__.split(".")[0] not in _LIBRARIES
+        yield f"{name}: {kind.__name__ if own else _named(kind)}"
         config = getattr(part, "config", None)
-        if config is not None and hasattr(config, "to_dict"):
-            yield from _plain({n: v for n, v in config.to_dict().items() if "name" not in n and "version" not in n})
+        described = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+        ignored = _INCIDENTAL | _OF_TRANSFORMERS if described else _INCIDENTAL
+        yield from _fields(_Settings({n: v for n, v in vars(part).items() if n not in ignored}), seen, False)
+        yield from _plain({n: v for n, v in described.items() if "name" not in n and "version" not in n and n not in _OF_CONFIGS})
         for base in kind.__mro__:
             if id(base) not in seen and base.__module__.split(".")[0] not in _LIBRARIES:
                 seen.add(id(base))

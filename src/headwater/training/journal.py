@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from headwater.errors import RunError
 from headwater.store import Log, disk, write_json, write_tensors
 from headwater.tasks import Examples, Task, fingerprint
+from headwater.tasks.code import model_facts
 from headwater.training.frozen import FILE, Frozen
 from headwater.training.optimizers import MOMENT, OptimizerRecord
 
@@ -118,6 +119,12 @@ class Journal:
                     shutil.rmtree(place)
                 else:
                     place.unlink(missing_ok=True)
+
+    def note_code(self, model: nn.Module) -> None:
+        """Note what the model computes, apart from its weights, as it is now: training may change that (a counter, a temperature)."""
+        facts, held = model_facts(model), self.manifest.setdefault("code", [])
+        if facts not in held:
+            held.append(facts)
 
     def log(self, rows: np.ndarray | Rows, ids: np.ndarray) -> None:
         """One step: a row of :data:`STEPS` for each group, and the examples it saw."""

@@ -48,6 +48,7 @@ def write_run(
         )
     schedule = _schedule(rates, steps[-1], [float(g["lr"]) for g in moved.param_groups])
     journal = Journal(path, seed=None, overwrite=overwrite)
+    journal.note_code(model)
     journal.manifest["stages"].append(stage_facts("train", 0, task, task.examples(train), record, reduction))
     journal.manifest["stages"][0]["stop"] = steps[-1]
     journal.log(_rows(record, moved, schedule, batch_size), np.zeros(0, np.uint32))

@@ -133,6 +133,7 @@ class Recorder:
         if len(examples) == 0:
             raise InputError("an empty training set", "at least one example", "pass the dataset that the indices of recorder.step count in")
         check_task(model, task, examples)
+        self.journal.note_code(model)
         average = Average(ema, model) if ema is not None else None
         self.journal.manifest["stages"].append(stage_facts(name, self.taken, task, examples, record, reduction) | ({"ema": average.facts()} if average else {}))
         self._data.append((train, task))
@@ -235,6 +236,7 @@ class Recorder:
         watched = self._watched
         if not self.journal.manifest["finished"]:
             self._end_stage()
+            self.journal.note_code(watched.model)
             self.journal.manifest["finished"] = True
             self.journal.flush()
         model = watched.model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headwater.errors import DataMismatch, InputError, MissingCheckpoint, ModelMismatch, RunError
 from headwater.store import Store, read_json, read_log, read_tensors
 from headwater.tasks import Examples, Task, fingerprint
-from headwater.tasks.code import model_digest
+from headwater.tasks.code import model_digest, model_facts
 from headwater.tasks.diffusion import Listed
 from headwater.training.frozen import FILE
 from headwater.training.journal import AVERAGE, FROZEN_APART, SCHEMA, checkpoint_file, state_of
@@ -88,6 +88,8 @@ class Run:
 
         Raises:
             RunError: no run there, or written by another version. DamagedFile, DataMismatch, ModelMismatch: what their names say.
+
+        Warns where the model takes the recorded weights and does something else with them: another activation, another setting.
         """
         place = Path(path)
         if not (place / "manifest.json").exists():
@@ -107,6 +109,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             model = build()
         _check_model(model, manifest, place)
+        _warn_of_other_code(model, manifest, place)
         found = next((p.device for p in model.parameters()), torch.device("cpu"))
         return cls(place, manifest, stages, build, torch.device(device) if device is not None else found, code=model_digest(model))
 
@@ -414,3 +417,21 @@ def _check_model(model: nn.Module, manifest: dict[str, Any], path: Path) -> None
                 "the architecture that was recorded",
                 "make build() return that model (the same classes, sizes, dtype, and weights tied alike)",
             )
+
+
+def _warn_of_other_code(model: nn.Module, manifest: dict[str, Any], path: Path) -> None:
+    """Warn where the model is not any that was seen in training. Digests made by other versions say nothing; older runs have none."""
+    now = model_facts(model)
+    then = [facts for facts in manifest.get("code", []) if facts["made"] == now["made"]]
+    if not then or now["digest"] in [facts["digest"] for facts in then]:
+        return
+    kinds = then[0]["kinds"]
+    differing = [name for name in [*kinds, *(n for n in now["kinds"] if n not in kinds)] if kinds.get(name) != now["kinds"].get(name)]
+    first, missing = next(iter(differing), ""), "not there"
+    told = f"{first!r} is {now['kinds'].get(first, missing)}, and was {kinds.get(first, missing)}" if differing else "other settings, or other code"
+    warnings.warn(
+        f"build() makes another model than was recorded in {path}: {told} (digest {now['digest']}, recorded {then[0]['digest']}). The weights fit, so it will be "
+        "traced, but scores will be those of this other model. Expected is the model of the training, with the same modules, settings and code. "
+        "To mend it make build() return that one; where the difference is meant, ignore this warning.",
+        stacklevel=3,
+    )

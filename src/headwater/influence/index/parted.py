@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.capture import BlockGradient
 from headwater.influence.vectors import Factored, Side, Whole, factors, is_rank_one
-from headwater.linalg.operators import _block as room
+from headwater.linalg.operators import room
 
 SAMPLE = 512
 """Examples from whose squared coordinates it is told which of them matter."""
