@@ -39,7 +39,7 @@ class Engine:
     capture: Capture
     batch_size: int
     advance: Callable[[int], None] = lambda n: None
-    _states: dict[Weights, dict[str, Tensor]] = field(default_factory=dict)
+    _states: dict[tuple[Weights, bool], dict[str, Tensor]] = field(default_factory=dict)
     _curvatures: dict[Fit, Curvature] = field(default_factory=dict)
     _flows: dict[tuple[Fit | None, Pace | None, int], VectorFlow] = field(default_factory=dict)
     notes: dict[Row, list[Note]] = field(default_factory=dict)
@@ -65,15 +65,16 @@ class Engine:
         capture.at_once = batch_size or _batch_size(capture)
         return cls(run, model, capture, capture.at_once)
 
-    def load(self, weights: Weights) -> None:
-        """Put the (mean) weights of these steps into the model."""
-        if weights not in self._states:
-            state = _mean_state([_finite(self.run.weights(step), step) for step in weights])
+    def load(self, weights: Weights, averaged: bool = False) -> None:
+        """Put the (mean) weights of these steps into the model; ``averaged``: their moving average."""
+        place = weights, averaged
+        if place not in self._states:
+            state = _mean_state([_finite(self.run.weights(step, averaged), step) for step in weights])
             held = sum(t.numel() * t.element_size() for s in self._states.values() for t in s.values())
             if held > CACHE:
                 self._states.clear()
-            self._states[weights] = {n: t.to(self.run.device) for n, t in state.items()}
-        self.model.load_state_dict(self._states[weights], strict=False)
+            self._states[place] = {n: t.to(self.run.device) for n, t in state.items()}
+        self.model.load_state_dict(self._states[place], strict=False)
 
     def data(self, stage: int, events: Any = None) -> Examples:
         """A stage's examples, seen through other noise events where a row asks for them."""

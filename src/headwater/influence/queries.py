@@ -13,6 +13,8 @@ from headwater.errors import HeadwaterError, InputError, QueryError
 from headwater.tasks import Examples, Measure, Task
 from headwater.tasks.batches import leaves, take
 from headwater.tasks.task import per_example
+from headwater.training import Run
+from headwater.training.run import EMA, RAW
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,24 @@ class Query:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked, ready to be streamed: example i of ``examples`` counts in row ``row[i]``; ``names`` where the rows have them."""
+    """What was asked, ready to be streamed: example i of ``examples`` counts in row ``row[i]``; ``names`` where the rows have them.
+    ``averaged``: of the model with the moving average of the weights."""
 
     examples: tuple[Examples, ...]
     rows: tuple[np.ndarray, ...]
     names: tuple[str, ...] | None
     measure: Measure
+    averaged: bool = False
+
+    def of(self, run: Run, weights: str | None) -> Asked:
+        """The same question about a model of ``run``: with its "raw" weights, their moving average ("ema"), or (None) that where it was
+        recorded throughout. Raises InputError, RunError."""
+        if weights not in (None, RAW, EMA) or (weights == RAW and run.which == EMA):
+            raise InputError(f"weights={weights!r}" + (" of a run seen at its averaged weights" if run.which == EMA else ""), f"{RAW!r} or {EMA!r}", "leave it out")
+        if weights == EMA:
+            run.weights(run.checkpoints[-1], averaged=True)
+        recorded = all(run.averages(step) for step in run.checkpoints)
+        return replace(self, averaged=run.which == RAW and (weights == EMA or (weights is None and recorded)))
 
     def over(self, events: Any) -> Asked:
         """The same question at other noise events; itself for None."""

@@ -37,6 +37,11 @@ class Request:
         """The same question put to another run (a member of an ensemble)."""
         return replace(self, run=run)
 
+    @property
+    def in_one_place(self) -> Request:
+        """The question as methods take it that meet queries and training examples at the same weights: where it is about averaged weights, both there."""
+        return replace(self, run=self.run.averaged(), asked=replace(self.asked, averaged=False)) if self.asked.averaged else self
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from headwater.errors import InputError
@@ -14,6 +15,7 @@ from headwater.influence.tabled import by_tables, self_by_tables
 from headwater.result import TrainingScores
 from headwater.tasks import Measure
 from headwater.training import Run
+from headwater.training.run import EMA, RAW
 
 BUDGET = 2**30  # bytes for the query side of one chunk, when nothing else is said: a second chunk costs every pass again
 
@@ -24,6 +26,7 @@ def trace(
     method: Any,
     *,
     measure: Measure | None = None,
+    weights: str | None = None,
     batch_size: int | None = None,
     memory: int = BUDGET,
     tolerance: float | None = None,
@@ -42,6 +45,11 @@ def trace(
         method: what to score by: ``hw.Source()``, ``hw.Influence(...)``, ``hw.TracIn()``, ``hw.GradDot()``, ``hw.GradCos()``. A list of
             methods (or a sweep of dampings) is scored in shared passes and gives a list of results.
         measure: ``(model, batch) -> (n,)``, larger is better; default: the last stage's ``task.measure``.
+        weights: of the model that is asked, where the run holds a moving average of them (``hw.Recorder(..., ema=...)``): "ema" or "raw"; default:
+            "ema" where it was recorded at all checkpoints, since that is the model in use. Gradients of queries are then taken at the averaged
+            weights and those of training examples at the raw ones, which training moved. Methods that compare both in one space
+            (hw.Trak, hw.Representations, ...) take both at the averaged weights; hw.Unrolled refuses. The average itself, which trails
+            the raw weights by some steps, is not unrolled.
         batch_size: examples at once; default: from the model's size. One that does not fit in memory is halved.
         memory: bytes for the query side; more queries than fit are worked off in chunks.
         tolerance: relative error (root mean square) that scores may have in exchange for speed, in layers applied once per
@@ -60,17 +68,30 @@ def trace(
     """
     if isinstance(run, Index):
         methods, many = methods_of(method, (Method,))
-        asked = ask(queries, run.run.stages[-1].task, measure)
+        asked = ask(queries, run.run.stages[-1].task, measure).of(run.run, weights)
         answers = by_index(run, asked, methods, batch_size=batch_size, memory=memory, tolerance=tolerance, progress=progress)
-        return answers if many else answers[0]
+        found = [_told(scores, run.run, asked.averaged) for scores in answers]
+        return found if many else found[0]
     methods, many = methods_of(_run(run, method), (Method, Scorer, Answering))
-    request = Request(run, ask(queries, run.stages[-1].task, measure), batch_size, memory, tolerance, progress)
+    request = Request(run, ask(queries, run.stages[-1].task, measure).of(run, weights), batch_size, memory, tolerance, progress)
     tables = {k: m.plan(run) for k, m in enumerate(methods) if isinstance(m, Method)}
     results: dict[int, TrainingScores] = dict(zip(tables, by_tables(request, list(tables.values())), strict=True)) if tables else {}
     for k, m in enumerate(methods):
         if k not in tables:
             results[k] = _answer(m, request)
-    return [results[k] for k in range(len(methods))] if many else results[0]
+    found = [_told(results[k], run, request.asked.averaged, isinstance(m, Scorer)) for k, m in enumerate(methods)]
+    return found if many else found[0]
+
+
+def _told(scores: TrainingScores, run: Run, averaged: bool, both: bool = False) -> TrainingScores:
+    """Scores that say which weights were asked, where the run holds both kinds; ``both``: and training examples met there too."""
+    facts = run.manifest["stages"][-1].get("ema")
+    if facts is None:
+        return scores
+    kept = f"{EMA} weights ({facts['kind']}" + (f", decay {facts['decay']:g})" if facts["decay"] is not None else ")")
+    names = {EMA: kept, RAW: "raw weights"}
+    told = {"queries at": names[EMA if averaged else run.which], "training examples at": names[EMA if averaged and both else run.which]}
+    return replace(scores, provenance={**scores.provenance, **told})
 
 
 def _answer(method: Scorer | Answering, request: Request) -> TrainingScores:
@@ -78,7 +99,7 @@ def _answer(method: Scorer | Answering, request: Request) -> TrainingScores:
     check(request.asked, request.run.load(request.run.model(), request.run.checkpoints[-1]), request.run.stages[-1].data, request.run.device)
     if isinstance(method, Answering):
         return method.answer(request)
-    parts = method.parts(request)
+    parts = method.parts(request.in_one_place)
     values, names = method.combine([parts.arrays]), column_names(parts.provenance)
     return TrainingScores(values, None, parts.name, parts.unit, request.asked.names, names, parts.provenance)
 
@@ -88,6 +109,7 @@ def self_influence(
     method: Any,
     *,
     measure: Measure | None = None,
+    weights: str | None = None,
     batch_size: int | None = None,
     memory: int = BUDGET,
     tolerance: float | None = None,
@@ -103,7 +125,9 @@ def self_influence(
     """
     methods, many = methods_of(_run(run, method), (Method,))
     tables: list[Table] = [m.plan(run) for m in methods]
-    results = self_by_tables(run, tables, measure=measure, batch_size=batch_size, memory=memory, tolerance=tolerance, progress=progress)
+    found = self_by_tables(run, tables, measure=measure, batch_size=batch_size, memory=memory, tolerance=tolerance, progress=progress, weights=weights)
+    averaged = ask(run.stages[-1].data, run.stages[-1].task, measure).of(run, weights).averaged
+    results = [_told(scores, run, averaged) for scores in found]
     return results if many else results[0]
 
 

@@ -41,8 +41,10 @@ class Average:
             found = getattr(self.given, name, None)
             if isinstance(found, float | int) and not isinstance(found, bool):
                 return float(found)
-        for function in (getattr(self.given, "multi_avg_fn", None), getattr(self.given, "avg_fn", None)):  # torch's are closures
-            if inspect.isfunction(function) and isinstance(found := inspect.getclosurevars(function).nonlocals.get("decay"), float | int):
+        for name in ("multi_avg_fn", "avg_fn"):  # torch's are closures
+            function = inspect.unwrap(getattr(self.given, name, None) or int)
+            found = inspect.getclosurevars(function).nonlocals.get("decay") if inspect.isfunction(function) else None
+            if isinstance(found, float | int):
                 return float(found)
         return None
 
@@ -56,7 +58,7 @@ class Average:
         return self._versions() != self._first
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [(id(t), t._version) for t in self._held().values()]
+        return [(t.data_ptr(), t._version) for t in self._held().values()]
 
     def tensors(self) -> dict[str, Tensor]:
         """Averaged weights, and buffers where the average has them, by the names of the model's. Raises InputError."""

@@ -144,7 +144,7 @@ def _where(member: Member) -> str:
 def _question(request: Request) -> list[Any]:
     """What contributions depend on besides the model and the method: the queries, how they make rows, the measure, the tolerance."""
     asked = request.asked
-    return [[fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True), request.tolerance]
+    return [[fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True), request.tolerance, asked.averaged]
 
 
 def _make(name: str, contributions: Sequence[Contribution], request: Request) -> tuple[float, int]:
