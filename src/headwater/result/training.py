@@ -88,9 +88,9 @@ class TrainingScores:
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or (self.stderr is not None and self.stderr.shape != self.values.shape):
             raise InputError(f"values of shape {self.values.shape}", "(queries, train), and standard errors of the same shape", "check what you pass")
-        for names, count, what in ((self.query_names, self.queries, "query_names"), (self.train_names, self.train, "train_names")):
-            if names is not None and len(names) != count:
-                raise InputError(f"{len(names)} {what}", f"{count}", "one name each")
+        for names, size, what in ((self.query_names, self.queries, "query_names"), (self.train_names, self.train, "train_names")):
+            if names is not None and len(names) != size:
+                raise InputError(f"{len(names)} {what}", f"{size}", "one name each")
 
     @property
     def queries(self) -> int:
