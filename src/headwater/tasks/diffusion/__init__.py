@@ -1,7 +1,13 @@
 """Diffusion and flow-matching models: noise processes, noise events, and the task that is made of them."""
 
+from headwater.tasks.diffusion.densities import CosMap, LogitNormal, Mode
 from headwater.tasks.diffusion.events import Draw, Drawn, Events, Grid, Listed, Noised
+from headwater.tasks.diffusion.losses import MinSNR
+from headwater.tasks.diffusion.outputs import Output
 from headwater.tasks.diffusion.processes import Process, cosine, flow, from_betas, linear
-from headwater.tasks.diffusion.task import Diffusion, Output
+from headwater.tasks.diffusion.task import Diffusion
 
-__all__ = ["Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "Noised", "Output", "Process", "cosine", "flow", "from_betas", "linear"]
+__all__ = [
+    "CosMap", "Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "LogitNormal", "MinSNR", "Mode", "Noised", "Output", "Process",
+    "cosine", "flow", "from_betas", "linear",
+]  # fmt: skip

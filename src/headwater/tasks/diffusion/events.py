@@ -1,7 +1,7 @@
 """Noise events: at which timestep an example is met, and with which noise.
 
-An event is a pair (timestep, seed of its noise): 12 bytes in place of a picture of noise. The noise of a seed is made by a counter
-(:mod:`headwater.philox`), so it is the same whatever the batch, its order or the device. Two kinds of question are asked:
+An event is a pair (timestep, seed of its noise): 16 bytes in place of a picture of noise. The noise of a seed is made by a counter
+(:mod:`headwater.tasks.diffusion.noise`), so it is the same whatever the batch, its order or the device. Two kinds of question are asked:
 
 - *expected* events, a :class:`Grid`: fixed timesteps, each with some draws of noise, shared by all examples or each its own;
 - *recorded* events, :class:`Listed`: those that training really met.
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from headwater.errors import InputError
-from headwater.philox import key_of, normals, words
-from headwater.tasks.batches import Batch, Examples, tree_map
+from headwater.philox import key_of
+from headwater.tasks.batches import Batch, Examples, size, tree_map
+from headwater.tasks.diffusion.noise import dropped, noise_of, seeds_of
 from headwater.tasks.diffusion.processes import Process
+from headwater.tasks.task import fields_of
 
-NOISE = key_of("headwater", "noise", 1)
-"""The stream that all noise comes from: row = the event's seed."""
 SHARED, EXAMPLE = "shared", "example"
 _PER_EVENT = ("signal", "noise", "time", "weight", "bound", "share", "dropped", "eps")
 
@@ -63,15 +63,22 @@ class Grid:
 
     def of(self, ids: np.ndarray, namespace: str) -> tuple[Tensor, Tensor]:
         """Timesteps and seeds of the examples ``ids``, (n, k) each. With shared noise ids do not matter."""
-        rows = torch.from_numpy(ids.astype(np.int64))
-        columns = []
+        shared = self.noise == SHARED
+        key = key_of("headwater", "event", self.seed, self.salt, SHARED if shared else namespace)
+        seeds = seeds_of(key, np.zeros(1) if shared else ids, self._draws)
+        times = torch.tensor([t for t, _ in self._draws], dtype=torch.float64)
+        return times.expand(len(ids), -1), seeds.expand(len(ids), -1)
+
+    @cached_property
+    def _draws(self) -> list[tuple[int, int]]:
+        """Timestep and number of draw of each event; a timestep that stands here twice has other draws the second time."""
+        met: dict[int, int] = {}
+        found = []
         for t in self.timesteps:
-            for draw in range(self.draws):
-                who = SHARED if self.noise == SHARED else namespace
-                key = key_of("headwater", "event", self.seed, self.salt, who, t, draw)
-                columns.append(_seeds(key, rows if self.noise == EXAMPLE else torch.zeros_like(rows)))
-        times = torch.tensor(self.timesteps, dtype=torch.float64).repeat_interleave(self.draws)
-        return times.expand(len(rows), -1), torch.stack(columns, 1)
+            first = met.get(t, 0)
+            found += [(t, first + draw) for draw in range(self.draws)]
+            met[t] = first + self.draws
+        return found
 
     def checked(self, size: int) -> Grid:
         """Itself: a grid fits any data."""
@@ -179,6 +186,10 @@ class Noised(Examples):
     def rows_per_example(self) -> int:
         return self.events.count
 
+    @property
+    def view(self) -> str:
+        return f"{self.events!r} {self.namespace}"
+
     def over(self, events: Any) -> Noised:
         """The same data, seen through other events."""
         return Noised(self.data, self.collate, self.process, self.weights, events, self.images, self.drop, self.namespace)
@@ -192,39 +203,61 @@ class Noised(Examples):
         return Spread(self.over(replace(self.events, noise=EXAMPLE) if isinstance(self.events, Grid) else self.events))
 
     def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
-        t, seeds = self.events.of(np.asarray(indices, dtype=np.int64), self.namespace)
-        return drawn(super().batch(indices), t, seeds, self.process, self.weights, self.images, self.drop if isinstance(self.events, Listed) else 0.0)
+        return self.seen(indices, *self.events.of(np.asarray(indices, dtype=np.int64), self.namespace))
+
+    def seen(self, indices: Sequence[int] | np.ndarray | range, t: Tensor, seeds: Tensor) -> Drawn:
+        """The examples at ``indices`` with the events ``t``, ``seeds`` (n, k). Conditions are left out in recorded events alone."""
+        return drawn(self._examples(indices), t, seeds, self.process, self.weights, self.images, self.drop if isinstance(self.events, Listed) else 0.0)
+
+    def _examples(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
+        """The examples as they are. Raises InputError where their images differ in size."""
+        try:
+            return super().batch(indices)
+        except (InputError, RuntimeError, ValueError) as error:  # as default_collate's, or the user's own, stops at them
+            shapes = {tuple(getattr(_one_image(self.data[int(i)], self.images), "shape", ())) for i in indices}
+            if len(shapes) < 2:
+                raise
+            raise InputError(
+                f"images of different sizes in one dataset: {', '.join(map(str, sorted(shapes)[:3]))}",
+                "images of one size: those of a batch go through the network together, and a noise event is as large as its image",
+                "resize or crop them as in training, or trace each size apart, a dataset each",
+            ) from error
 
 
 def drawn(batch: Batch, t: Tensor, seeds: Tensor, process: Process, weights: Tensor, images: str, drop: float) -> Drawn:
-    """A batch of n examples with the events ``t``, ``seeds`` (n, k)."""
+    """A batch of n examples with the events ``t``, ``seeds`` (n, k). Noise and tables are at least float32, whatever the images are."""
     x = image_of(batch, images)
     n, each = t.shape
-    if (t < 0).any() or (t > process.steps - 1).any():
+    if n != size(batch):
+        raise InputError(f"events of {n} examples for a batch of {size(batch)}", "events of each example of the batch", "task.draw(batch)")
+    if not ((t >= 0) & (t <= process.steps - 1)).all():
         raise InputError(f"timesteps from {float(t.min()):g} to {float(t.max()):g}", f"0 to {process.steps - 1}", "count timesteps in the scheduler's tables")
+    wide = torch.promote_types(x.dtype, torch.float32)
     row = t.long()
-    tables = {
-        name: table.to(x.device)[row.to(x.device)].to(x.dtype)
-        for name, table in (("signal", process.signal), ("noise", process.noise), ("weight", weights), ("bound", process.bound))
+    parts = {
+        name: table[row].to(x.device, wide) for name, table in (("signal", process.signal), ("noise", process.noise), ("weight", weights), ("bound", process.bound))
     }
-    time = process.time.to(x.device)[row.to(x.device)]
-    time = time.long() if process.kind == "diffusion" else time.to(x.dtype)  # networks of diffusion may look timesteps up
-    left_out = torch.zeros(n, each, dtype=torch.bool, device=x.device)
-    if drop:
-        left_out = dropped(seeds, drop).to(x.device)
-    eps = noise_of(seeds, x.shape[1:], x.dtype, x.device)
-    return Drawn(batch, time=time, share=torch.full((n, each), 1 / each, dtype=x.dtype, device=x.device), dropped=left_out, eps=eps, **tables)
+    time = process.time[row]
+    parts["time"] = time.to(x.device, wide) if time.is_floating_point() else time.to(x.device)  # networks of diffusion may look timesteps up
+    parts["share"] = torch.full((n, each), 1 / each, dtype=wide, device=x.device)
+    parts["dropped"] = (dropped(seeds, drop) if drop else torch.zeros(n, each, dtype=torch.bool)).to(x.device)
+    return Drawn(batch, eps=noise_of(seeds, x.shape[1:], wide, x.device), **parts)
+
+
+def _one_image(example: Any, images: str) -> Any:
+    example = fields_of(example)
+    if isinstance(example, tuple | list) and example:
+        return example[0]
+    return example.get(images) if hasattr(example, "keys") else example
 
 
 def image_of(batch: Batch, images: str = "images") -> Tensor:
     """The images (n, ...) of a batch: the batch itself, its first item, or its field ``images``. Raises InputError."""
-    found = batch
-    if isinstance(batch, tuple | list) and batch:
-        found = batch[0]
-    elif hasattr(batch, "keys"):
-        found = batch.get(images)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        held = f"the fields {[*map(str, batch)]}" if hasattr(batch, "keys") else f"{type(found).__name__} {getattr(found, 'dtype', '')}".strip()
+    batch = fields_of(batch)
+    found = batch[0] if isinstance(batch, tuple | list) and batch else batch.get(images) if hasattr(batch, "keys") else batch
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
+        kind = f"{type(found).__name__} of {getattr(found, 'dtype', 'no dtype')}, shape {tuple(getattr(found, 'shape', ()))}"
+        held = f"none of {[*map(str, batch)]}" if found is None else kind
         raise InputError(
             f"a batch whose images are {held}",
             f"numbers in the network's own range (n, ...): a tensor, the first of a tuple, or the field {images!r}",
@@ -233,34 +266,14 @@ def image_of(batch: Batch, images: str = "images") -> Tensor:
     return found
 
 
-def noise_of(seeds: Tensor, shape: torch.Size, dtype: torch.dtype, device: Any) -> Tensor:
-    """The noise (n, k, *shape) of the seeds (n, k): drawn once for each seed, wherever it occurs."""
-    unique, where = torch.unique(seeds, return_inverse=True)
-    found = normals(NOISE, unique.to(device), range(shape.numel()), dtype=dtype)
-    if len(unique) == seeds.shape[1] and bool((seeds == seeds[:1]).all()):  # shared by all examples: one copy, seen n times
-        return found[where[0].to(device)].view(1, seeds.shape[1], *shape).expand(len(seeds), -1, *shape)
-    return found[where.to(device)].view(*seeds.shape, *shape)
-
-
-def dropped(seeds: Tensor, probability: float) -> Tensor:
-    """Which events leave the condition out, (n, k): decided by their seeds."""
-    found = words(key_of("headwater", "condition dropped", 1), seeds.flatten(), range(1))[:, 0]
-    return (found.double() / 2**32 < probability).view(seeds.shape)
-
-
-def _seeds(key: tuple[int, int], rows: Tensor) -> Tensor:
-    """A seed below 2**62 for each row, (n,)."""
-    found = words(key, rows, range(1))
-    return ((found[:, 0] >> 1) << 31) + (found[:, 1] >> 1)
-
-
 def draw(count: int, process: Process, generator: torch.Generator | None) -> Draw:
     """Events of ``count`` examples from the training distribution of timesteps, by torch's generator (the global one if None)."""
+    device = generator.device if generator is not None else torch.device("cpu")
     if process.density is None:
-        t = torch.randint(0, process.steps, (count,), generator=generator).double()
+        t = torch.randint(0, process.steps, (count,), generator=generator, device=device)
     else:
-        t = torch.multinomial(process.density, count, replacement=True, generator=generator).double()
-    return Draw(t, torch.randint(0, 2**62, (count,), generator=generator))
+        t = torch.multinomial(process.density.to(device), count, replacement=True, generator=generator)
+    return Draw(t.double().cpu(), torch.randint(0, 2**62, (count,), generator=generator, device=device).cpu())
 
 
 class Spread(Examples):
@@ -273,7 +286,6 @@ class Spread(Examples):
 
     def batch(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
         ids = np.asarray(indices, dtype=np.int64)
-        held = self.whole.batch(ids // self.each)
-        taken, event = torch.arange(len(ids)), torch.from_numpy(ids % self.each)
-        parts = {name: getattr(held, name)[taken, event].unsqueeze(1) for name in _PER_EVENT}
-        return Drawn(held.batch, **{**parts, "share": torch.ones_like(parts["share"])})
+        t, seeds = self.whole.events.of(ids // self.each, self.whole.namespace)
+        own = torch.from_numpy(ids % self.each)[:, None]
+        return self.whole.seen(ids // self.each, t.gather(1, own), seeds.gather(1, own))
