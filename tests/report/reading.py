@@ -23,11 +23,14 @@ from headwater.report import (
     Overlay,
     Page,
     Prose,
+    Ranking,
+    Rankings,
     Section,
     Series,
     Signal,
     Signals,
     Step,
+    Strip,
     Swarm,
     Table,
     Tokens,
@@ -166,6 +169,14 @@ def everything(say=lambda text: text):
         Prose(say("A paragraph.\n\nAnother one.")),
         Attribution(Card(say("query"), say("predicted 3"), picture(7), say("its words"), flag=say("misread")), cards, against),
         Gallery(cards),
+        Rankings(
+            (
+                Ranking(say("TracIn"), (Card(say("#13"), image=picture(13), strip=Strip((0.5, -0.25, 0.0), say("from clean to noise")), badge=say("in 3 lists")),)),
+                (say("ReTrac"), (Card(say("#14"), score=0.5),), say("at unit norm")),
+            ),
+            Card(say("a generation"), image=picture(15)),
+            Ranking(say("nearest"), (Card(say("#16")),), say("in pixels")),
+        ),
         Overlay(say("#8"), np.random.default_rng(8).normal(size=(7, 7)), picture(8), picture(9, 28, 28, 3), say("7 → 1"), say("far off")),
         Tokens(say("#9"), (say("not"), say("bad"), say("at")), (0.5, -0.25, 0.0), say("positive"), say("cut"), (0.1, 0.02, 0.0)),
         Waterfall(say("#10"), 1.0, 1.5, (Step(say("age"), 0.75, say("28 days"), 0.125), (say("water"), -0.25)), say("35 MPa"), say("missed"), (say("from"), say("to"))),
@@ -204,6 +215,8 @@ def degenerate():
         Curve((Series("nothing finite", [None, 1.0], [float("inf"), None]),), "x", "y"),
         Curve((Series("backwards", [2, 0, 1], [0, 1, 0]), Series("ref", [0, 2], [0, 2], "reference")), "x", "y"),
         Gallery((Card("zero", score=0.0), Card("nan", score=float("nan")), Card("none"))),
+        Rankings(()),
+        Rankings((("nothing", ()), ("nan", (Card("nan", strip=Strip((float("nan"), None, float("inf")))), Card("zero", score=0.0, strip=Strip((0.0,))))))),
         Gallery((Card("tiny", score=1e-300, stderr=0.0), Card("dot", image=np.zeros((1, 1), np.uint8)))),
     ]
     pages = [Page(""), Page("t", sections=(Section(""), Section("empty"))), Page("t", footer="From nowhere.\n\nAt all.")]

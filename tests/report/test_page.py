@@ -84,16 +84,16 @@ def test_every_part_can_be_found_by_its_testid():
     body = read(render(everything()))
     for name in ("title", "subtitle", "section", "figures", "figure", "bars", "bar", "line", "curve", "series", "table", "prose"):
         assert body.find(testid=name), name
-    for name in ("attribution", "query", "proponents", "opponents", "card", "flag", "gallery", "footer"):
+    for name in ("attribution", "query", "proponents", "opponents", "card", "flag", "gallery", "rankings", "ranking", "strip", "badge", "footer"):
         assert body.find(testid=name), name
 
 
 def test_sections_are_reached_from_the_top_and_names_are_used_once():
     body = read(render(everything()))
     names = [e["id"] for e in body.everything() if e.get("id")]
-    assert len(set(names)) == len(names) == 13
+    assert len(set(names)) == len(names) == 14
     assert [a["href"] for a in body.find("nav")[0].find("a")] == [f"#{name}" for name in names]
-    assert [section.find("h2")[0].text() for section in body.find(testid="section")] == ["A section"] * 13
+    assert [section.find("h2")[0].text() for section in body.find(testid="section")] == ["A section"] * 14
 
 
 # ---- by itself

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from headwater.report import readings, svg
 from headwater.report.explanations import Overlay
 from headwater.report.markup import Markup, escaped, tag
 from headwater.report.overlays import blend, ramp
-from headwater.report.parts import Attribution, Card, Gallery
+from headwater.report.parts import Attribution, Card, Gallery, Ranking, Rankings, Strip
 from headwater.report.png import data_uri
 from headwater.report.words import ERRORS, NONE, NOTHING, OPPONENTS, PROPONENTS, marker, score_words
 
@@ -21,14 +23,44 @@ def attribution(part: Attribution) -> Markup:
     rows = [_row(PROPONENTS, part.proponents, part.scale), _row(OPPONENTS, part.opponents, part.scale)]
     body = tag("div", query, tag("div", rows, class_="answers"), class_="attribution-body")
     others = part.proponents + part.opponents
-    return tag("article", body, _errors(others), _colours((part.query, *others)), class_="panel attribution", data_testid="attribution")
+    return tag("article", body, _errors(others), _colours((part.query, *others)), _strips((part.query, *others)), class_="panel attribution", data_testid="attribution")
 
 
 def gallery(part: Gallery) -> Markup:
     """Cards side by side."""
     if not part.cards:
         return tag("p", NOTHING, class_="nothing", data_testid="gallery")
-    return tag("div", _cards(part.cards, part.scale), _errors(part.cards), _colours(part.cards), class_="panel gallery", data_testid="gallery")
+    return tag("div", _cards(part.cards, part.scale), _errors(part.cards), _colours(part.cards), _strips(part.cards), class_="panel gallery", data_testid="gallery")
+
+
+def rankings(part: Rankings) -> Markup:
+    """The query at the left with what stands beside it, if there is one; the rankings under each other."""
+    rows = [_ranking(row) for row in part.rows] or tag("p", NOTHING, class_="nothing")
+    answers = tag("div", rows, class_="answers")
+    legend = _strips([card for row in (*part.rows, *([] if part.beside is None else [part.beside])) for card in row.cards])
+    if part.query is None:
+        return tag("article", answers, legend, class_="panel rankings", data_testid="rankings")
+    beside = part.beside and _ranking(part.beside)
+    asked = tag("div", tag("h3", "Query"), _card(part.query, 1.0, "query"), beside, class_="asked")
+    body = tag("div", asked, answers, class_="attribution-body")
+    return tag("article", body, legend, class_="panel attribution rankings", data_testid="rankings")
+
+
+def _ranking(row: Ranking) -> Markup:
+    title = tag("h3", row.title, " ", row.note and tag("small", row.note))
+    body = _cards(row.cards, row.scale) if row.cards else tag("p", NONE, class_="nothing")
+    return tag("section", title, body, class_="ranking", data_testid="ranking")
+
+
+def strip(part: Strip) -> Markup:
+    """A row of shades, the hue and the side of its line telling the sign."""
+    cells = [tag("i", class_=f"{readings.side(v)} l{readings.level(v, part.limit)}") for v in part.values]
+    return tag("div", cells, class_="strip", role="img", aria_label=readings.strip_words(part), data_testid="strip")
+
+
+def _strips(cards: Sequence[Card]) -> list[Markup]:
+    """What heat strips run along, where there are any."""
+    return [tag("p", f"Strips run {axis}.", class_="legend-line") for axis in readings.strip_axes(cards)]
 
 
 def _row(heading: tuple[str, str], cards: tuple[Card, ...], scale: float) -> Markup:
@@ -46,10 +78,12 @@ def _card(card: Card, scale: float, testid: str) -> Markup:
     parts = [
         card.image is not None and _picture(card.image, card.title),
         card.overlay is not None and _overlay(card.overlay),
+        card.strip is not None and strip(card.strip),
         # right under the pictures, so that the bars of a row line up whatever the texts below
         card.score is not None and _score(card, card.score, scale),
         tag("p", card.title, class_="title"),
         card.subtitle and tag("p", card.subtitle, class_="subtitle"),
+        card.badge and tag("p", card.badge, class_="badge", data_testid="badge"),
         card.flag and tag("p", tag("span", "⚑", aria_hidden="true"), " ", card.flag, class_="flag", data_testid="flag"),
         card.text and tag("blockquote", card.text, tabindex="0"),
     ]

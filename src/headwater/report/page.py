@@ -12,11 +12,11 @@ from typing import Any
 
 from headwater.errors import InputError, StorageError
 from headwater.report import explained
-from headwater.report.cards import attribution, gallery
+from headwater.report.cards import attribution, gallery, rankings
 from headwater.report.charts import bars, curve
 from headwater.report.grid import figures, prose, table
 from headwater.report.markup import Markup, tag
-from headwater.report.parts import Attribution, Bars, Curve, Figures, Gallery, Page, Part, Prose, Section, Table
+from headwater.report.parts import Attribution, Bars, Curve, Figures, Gallery, Page, Part, Prose, Rankings, Section, Table
 from headwater.report.words import paragraphs
 
 RENDERERS: dict[type, Callable[[Any], Markup]] = {
@@ -27,6 +27,7 @@ RENDERERS: dict[type, Callable[[Any], Markup]] = {
     Table: table,
     Attribution: attribution,
     Gallery: gallery,
+    Rankings: rankings,
     **explained.RENDERERS,
 }
 

@@ -157,6 +157,32 @@ class Table:
                 raise InputError(f"A row of the table has {len(row)} cells: {row}", f"{len(self.columns)}: {self.columns}")
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A heat strip: values along an axis, such as timesteps, as shades of one row.
+
+    Args:
+        values: signed, from the axis's start to its end.
+        axis: what it runs along, with its ends ("from clean to noise").
+
+    >>> Strip((0.5, -0.25), "from clean to noise").limit
+    0.5
+    """
+
+    values: tuple[float, ...]
+    axis: str = ""
+
+    def __post_init__(self) -> None:
+        _set(self, "values", _numbers(self.values))
+        if not self.values:
+            raise InputError("a heat strip without values", "at least one", "one value for each place of its axis")
+
+    @property
+    def limit(self) -> float:
+        """The size at which shades are full: the largest; 1 where there is none."""
+        return max((abs(v) for v in self.values if math.isfinite(v)), default=0.0) or 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Card:
     """One example: a query or a training example.
@@ -170,6 +196,8 @@ class Card:
         stderr: standard error of the score, in its unit, or None.
         flag: something to notice ("label was flipped"), or None.
         overlay: which of its pixels carried what is asked about, drawn under the image; or None.
+        strip: what its score is made of, along an axis, drawn under the image; or None.
+        badge: something to know that is no warning ("in 3 of 24 lists"), or None.
 
     >>> Card("#412", "label 3", image=np.zeros((28, 28), np.uint8), score=.5, stderr=.1, flag="label was flipped").interval
     (0.3, 0.7)
@@ -183,6 +211,8 @@ class Card:
     stderr: float | None = None
     flag: str | None = None
     overlay: Overlay | None = None
+    strip: Strip | None = None
+    badge: str | None = None
 
     def __post_init__(self) -> None:
         if self.image is not None:
@@ -249,7 +279,47 @@ class Gallery:
         return _scale(self.cards)
 
 
-Part = Prose | Figures | Bars | Curve | Table | Attribution | Gallery | Explanation
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Examples in the order that something put them, strongest first. ``title`` and ``note``: what did, and what it goes by."""
+
+    title: str
+    cards: tuple[Card, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _set(self, "cards", tuple(self.cards))
+
+    @property
+    def scale(self) -> float:
+        """The farthest that a bar or a whisker of it reaches; 1 where none does."""
+        return _scale(self.cards)
+
+
+@dataclass(frozen=True, eq=False)
+class Rankings:
+    """Several rankings under each other, each with a scale of its own: a query and what each method puts first, say.
+
+    Args:
+        rows: :class:`Ranking`, or (title, cards, note).
+        query: what they are about, or None.
+        beside: :class:`Ranking` to stand under the query, such as its nearest example in pixels; or None.
+
+    >>> len(Rankings((("TracIn", (Card("#1"),)), ("ReTrac", (Card("#2"),))), Card("a generation")).rows)
+    2
+    """
+
+    rows: tuple[Ranking, ...]
+    query: Card | None = None
+    beside: Ranking | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, "rows", tuple(row if isinstance(row, Ranking) else Ranking(*row) for row in self.rows))
+        if self.beside is not None and self.query is None:
+            raise InputError(f"Rankings with {self.beside.title!r} beside no query.", "a query", "make it a row of its own")
+
+
+Part = Prose | Figures | Bars | Curve | Table | Attribution | Gallery | Rankings | Explanation
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from headwater.report.explanations import Matrix, Overlay, Signals, Swarm, Tokens, Waterfall
 from headwater.report.numbers import number, signed
-from headwater.report.parts import Table
+from headwater.report.parts import Card, Strip, Table
 from headwater.report.words import clean
 
 LISTED = 10  # strongest places, steps or pairs in a table of numbers
@@ -35,6 +36,20 @@ def level(score: float, limit: float) -> int:
 def side(score: float) -> str:
     """The direction of a score as a name: "up", "down" or "still"."""
     return "up" if score > 0 else "down" if score < 0 else "still"
+
+
+def strip_words(part: Strip) -> str:
+    """What a heat strip shows, in a sentence.
+
+    >>> strip_words(Strip((0.5, -0.25, 0.0), "from clean to noise"))
+    'Influence from clean to noise: +0.500, −0.250, 0.'
+    """
+    return f"Influence {part.axis}".rstrip() + f": {', '.join(signed(v) if math.isfinite(v) else 'missing' for v in part.values)}."
+
+
+def strip_axes(cards: Iterable[Card]) -> list[str]:
+    """What the heat strips of some cards run along, each once."""
+    return sorted({clean(card.strip.axis) for card in cards if card.strip is not None and card.strip.axis})
 
 
 def overlay_words(part: Overlay) -> str:

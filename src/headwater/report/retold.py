@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,15 @@ def _letters(values: np.ndarray) -> list[str]:
     sums = np.add.reduceat(sums, np.arange(columns) * width // columns, axis=1)
     limit = float(np.abs(sums).max()) or 1.0
     return ["  " + "".join(_letter(v, limit) for v in row).rstrip() for row in sums]
+
+
+def letters(values: Sequence[float], limit: float) -> str:
+    """One mark for each value, as in a map of marks.
+
+    >>> letters((0.1, 1.0, -0.5), 1.0)
+    '·#='
+    """
+    return "".join(_letter(v, limit) for v in values)
 
 
 def _letter(value: float, limit: float) -> str:

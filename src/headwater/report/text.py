@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headwater.errors import InputError
 from headwater.report import readings, retold, words
 from headwater.report.layout import BLOCKS, aligned, filled, flat, one_line, ruled, spaced, strip_of, table, width_of
 from headwater.report.numbers import number
-from headwater.report.parts import Attribution, Bars, Card, Curve, Figures, Gallery, Page, Part, Prose, Section, Table
+from headwater.report.parts import Attribution, Bars, Card, Curve, Figures, Gallery, Page, Part, Prose, Rankings, Section, Table
 from headwater.report.svg import Span
 
 
@@ -84,11 +84,26 @@ def _attribution(part: Attribution) -> list[str]:
     lines = ["Query", *flat(_cards((part.query,), 1.0)), *pixels]
     for heading, cards in ((words.PROPONENTS, answers[:split]), (words.OPPONENTS, answers[split:])):
         lines += [" ".join(heading), *(flat(cards) or ["  " + words.NONE])]
-    return lines + _errors(part.proponents + part.opponents)
+    return lines + _errors(part.proponents + part.opponents) + _strips((part.query, *part.proponents, *part.opponents))
 
 
 def _gallery(part: Gallery) -> list[str]:
-    return flat(_cards(part.cards, part.scale)) + _errors(part.cards)
+    return flat(_cards(part.cards, part.scale)) + _errors(part.cards) + _strips(part.cards)
+
+
+def _rankings(part: Rankings) -> list[str]:
+    query = [] if part.query is None else ["Query", *flat(_cards((part.query,), 1.0))]
+    rows = ([] if part.beside is None else [part.beside]) + list(part.rows)
+    lists = [line for row in rows for line in (one_line(f"{row.title}  {row.note}".rstrip()), *(flat(_cards(row.cards, row.scale)) or ["  " + words.NONE]))]
+    return [*query, *lists, *_strips([card for row in rows for card in row.cards])]
+
+
+def _strips(cards: Sequence[Card]) -> list[str]:
+    return flat(filled(f"Strips run {axis}. There + and # pushed up, = and % pushed down.") for axis in readings.strip_axes(cards))
+
+
+def _strip(card: Card) -> str:
+    return "" if card.strip is None else f"▕{retold.letters(card.strip.values, card.strip.limit)}▏"
 
 
 def _cards(cards: tuple[Card, ...], scale: float) -> list[list[str]]:
@@ -100,13 +115,14 @@ def _cards(cards: tuple[Card, ...], scale: float) -> list[list[str]]:
 
 def _card(card: Card, scale: float) -> tuple[str, ...]:
     if card.score is None:
-        return "", "", card.title, card.subtitle, "", _pixels(card), _flag(card)
+        return "", "", card.title, card.subtitle, "", _strip(card), _pixels(card), card.badge or "", _flag(card)
     score, error = words.score_words(card)
     # the halves around zero; a nan stays out of both
     left = strip_of(Span(-scale, 0.0, ()), min(0.0, card.score), _within(card.interval, -scale, 0.0), cells=10)
     right = strip_of(Span(0.0, scale, ()), max(0.0, card.score), _within(card.interval, 0.0, scale), cells=10)
     bar = f"{left}│{right}"
-    return f"{words.marker(card.score)} {score}", error, card.title, card.subtitle, _hollow(bar) if card.doubtful else bar, _pixels(card), _flag(card)
+    head = f"{words.marker(card.score)} {score}", error, card.title, card.subtitle, _hollow(bar) if card.doubtful else bar
+    return (*head, _strip(card), _pixels(card), card.badge or "", _flag(card))
 
 
 def _within(interval: tuple[float, float] | None, low: float, high: float) -> tuple[float, float] | None:
@@ -143,5 +159,6 @@ TWINS: dict[type, Callable[[Any], list[str]]] = {
     Table: table,
     Attribution: _attribution,
     Gallery: _gallery,
+    Rankings: _rankings,
     **retold.TWINS,
 }
