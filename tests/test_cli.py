@@ -453,7 +453,7 @@ def test_what_cannot_be_explained_is_said_in_three_lines(recorded, wine, tmp_pat
         ([*alone, "--data", place / "wine.npy", "--queries", "wrong"], "known of a run only"),
         ([*alone, "--data", place / "wine.npy", "--target", "label"], "known of a run only"),
         ([*alone, "--data", place / "wine.npy", "--experiment", "x.py"], "a model from a file"),
-        (["report", tmp_path / "gone.safetensors"], "is missing"),
+        (["report", tmp_path / "gone.safetensors"], "where no file is"),
     ]
     for words, expected in cases:
         done = call(*words)

@@ -48,7 +48,7 @@ def demo(
     """See what Headwater does: a small network, traced, checked by retraining, on one page.
 
     Trains a network on 2,000 digits, 100 of them with a wrong label; traces test digits back to them; finds the wrong labels; retrains
-    the network on random halves to see how far that can be trusted. One to three minutes on two cores, no download.
+    the network on random halves to see how far that can be trusted. Two to four minutes on two cores, no download.
 
     Next: open the page it names; then try your own training with headwater record.
     """
@@ -109,8 +109,8 @@ def trace(
 
     Example: headwater trace runs/mnist --queries wrong --html owed.html
 
-    A positive score says that training on the example pushed the query's measure up, and that without it the measure would be lower by
-    about that much. Next: headwater evaluate RUN, which says how far that can be trusted.
+    A positive score says that training on the example pushed the query's measure up, and that without it the measure would be lower by about that much.
+    Next: headwater evaluate RUN, which says how far that can be trusted.
     """
     from headwater.cli.commands import trace_run
 

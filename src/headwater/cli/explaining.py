@@ -137,6 +137,8 @@ def show(file: Path, html: Path | None, csv: Path | None, top: int) -> None:
     """``headwater report``: an answer that was saved, as text, as a page, as a table."""
     for place in (csv, html):
         writable(place)
+    if not file.is_file():
+        raise InputError(f"{file}, where no file is", "a file of scores", "check the path; headwater trace RUN --out FILE.safetensors writes one, and so does explain")
     answer = hw.load(file)
     if isinstance(answer, hw.FeatureScores):
         say(_told(answer, None, top))
