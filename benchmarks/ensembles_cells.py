@@ -135,7 +135,7 @@ def weights(method: Any, homes: Iterable[hw.Run]) -> int:
         steps = {run.checkpoints[-1]}
         if isinstance(method, Method):
             rows = method.plan(run).rows
-            steps |= {step for row in rows for at in (*row.at, row.query_at or ()) for step in at}
+            steps |= {step for row in rows for at in (*row.at, row.asking.at if row.asking else ()) for step in at}
         files |= {run.path / "checkpoints" / f"{step}.safetensors" for step in steps}
     return sum(file.stat().st_size for file in files)
 
