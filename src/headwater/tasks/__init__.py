@@ -1,11 +1,11 @@
 """What a user provides: per-example loss and measure, and the batches they act on."""
 
 from headwater.tasks.batches import Examples, fingerprint
-from headwater.tasks.diffusion import Diffusion, cosine, flow, linear
+from headwater.tasks.diffusion import CosMap, Diffusion, LogitNormal, MinSNR, Mode, Process, cosine, embeddings, flow, from_betas, latents, linear
 from headwater.tasks.draws import Draws
 from headwater.tasks.task import Classification, Language, Measure, Regression, Task, log_odds, mean_tokens
 
 __all__ = [
-    "Classification", "Diffusion", "Draws", "Examples", "Language", "Measure", "Regression", "Task",
-    "cosine", "fingerprint", "flow", "linear", "log_odds", "mean_tokens",
+    "Classification", "CosMap", "Diffusion", "Draws", "Examples", "Language", "LogitNormal", "Measure", "MinSNR", "Mode", "Process", "Regression",
+    "Task", "cosine", "embeddings", "fingerprint", "flow", "from_betas", "latents", "linear", "log_odds", "mean_tokens",
 ]  # fmt: skip

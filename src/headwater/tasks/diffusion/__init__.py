@@ -1,6 +1,7 @@
 """Diffusion and flow-matching models: noise processes, noise events, and the task that is made of them."""
 
 from headwater.tasks.diffusion.densities import CosMap, LogitNormal, Mode
+from headwater.tasks.diffusion.encoding import embeddings, latents
 from headwater.tasks.diffusion.events import Draw, Drawn, Events, Grid, Listed, Noised
 from headwater.tasks.diffusion.losses import MinSNR
 from headwater.tasks.diffusion.outputs import Output
@@ -9,5 +10,5 @@ from headwater.tasks.diffusion.task import Diffusion
 
 __all__ = [
     "CosMap", "Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "LogitNormal", "MinSNR", "Mode", "Noised", "Output", "Process",
-    "cosine", "flow", "from_betas", "linear",
+    "cosine", "embeddings", "flow", "from_betas", "latents", "linear",
 ]  # fmt: skip
