@@ -267,7 +267,8 @@ class Backwards:
 
     def _key(self) -> str:
         asked: Asked = self.request.asked
-        run = [[self.run.weights_hash(step) for step in self.run.checkpoints], self.run.manifest["steps"], self.run.manifest["order"], self.run.architecture]
+        logs = [self.run.manifest.get(name) for name in ("steps", "order", "events")]
+        run = [[self.run.weights_hash(step) for step in self.run.checkpoints], logs, self.run.architecture]
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
         questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
         plan = [self.plan.chunk, self.plan.lanes, self.request.batch_size]

@@ -17,6 +17,7 @@ from headwater.influence.unrolled.backwards import Backwards
 from headwater.influence.unrolled.schedule import NAMES
 from headwater.influence.unrolled.weigh import EXAMPLES, Weighing
 from headwater.training.replay.clipping import KINDS as CLIPPINGS
+from headwater.training.run import EMA
 
 KEEPS = ("auto", "memory", "disk")
 
@@ -81,6 +82,12 @@ of the optimizer together, and moves with it. All queries pass one reverse sweep
     def parts(self, request: Request) -> Parts:
         """The scores of one run."""
         started = time.perf_counter()
+        if request.run.which == EMA:
+            raise InputError(
+                "hw.Unrolled() asked about averaged (EMA) weights",
+                "the raw weights, whose training it repeats",
+                'hw.trace(..., weights="raw"), or hw.Source(), which takes query gradients at the average',
+            )
         backwards = Backwards(request, self.schedule, self.keep, self.weigh, self.tolerance, self.clipping, repr(self))
         scores = backwards.scores()
         run, columns = request.run, backwards.columns

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from headwater.errors import InputError
 from headwater.philox import key_of
-from headwater.tasks.batches import Batch, Examples, size, tree_map
+from headwater.tasks.batches import Batch, Examples, size, to, tree_map
 from headwater.tasks.diffusion.noise import dropped, noise_of, seeds_of
 from headwater.tasks.diffusion.processes import Process
 from headwater.tasks.task import fields_of
@@ -208,6 +208,11 @@ class Noised(Examples):
     def seen(self, indices: Sequence[int] | np.ndarray | range, t: Tensor, seeds: Tensor) -> Drawn:
         """The examples at ``indices`` with the events ``t``, ``seeds`` (n, k). Conditions are left out in recorded events alone."""
         return drawn(self._examples(indices), t, seeds, self.process, self.weights, self.images, self.drop if isinstance(self.events, Listed) else 0.0)
+
+    def met(self, indices: Sequence[int] | np.ndarray, t: np.ndarray, seeds: np.ndarray, device: Any) -> Drawn:
+        """The examples with one event each, ``t`` and ``seeds`` (n,), as ``task.noised`` made them of a batch on ``device`` in training."""
+        times, keys = (torch.from_numpy(np.array(part, dtype=kind))[:, None] for part, kind in ((t, np.float64), (seeds, np.int64)))
+        return drawn(to(self._examples(indices), device), times, keys, self.process, self.weights, self.images, self.drop)
 
     def _examples(self, indices: Sequence[int] | np.ndarray | range) -> Batch:
         """The examples as they are. Raises InputError where their images differ in size."""

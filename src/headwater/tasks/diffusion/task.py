@@ -15,6 +15,7 @@ from headwater.tasks.batches import Batch, Examples, hash_of, size, take, to
 from headwater.tasks.diffusion import events as ev
 from headwater.tasks.diffusion.densities import Density, density_table
 from headwater.tasks.diffusion.events import Draw, Drawn, Events, Grid, Noised
+from headwater.tasks.diffusion.loop import Noisy
 from headwater.tasks.diffusion.losses import Weighting, checked, curvature_of, error_of, weights_of
 from headwater.tasks.diffusion.networks import answer, conditions_of, without
 from headwater.tasks.diffusion.outputs import Output
@@ -124,6 +125,13 @@ class Diffusion(Task):
         """A batch with the events that :meth:`draw` gave."""
         return ev.drawn(batch, events.t.unsqueeze(1), events.seeds.unsqueeze(1), self.process, self.weights, self.images, self.drop)
 
+    def noisy(self, batch: Batch, events: Draw) -> Noisy:
+        """The same in the terms of a training loop of its own: ``.noisy``, ``.timesteps``, ``.noise``, ``.target``."""
+        held = self.noised(batch, events)
+        x, eps, signal, noise = self.parts(held, held.eps.dtype)
+        target = self.process.target(self.prediction, x, eps, signal, noise)
+        return Noisy(self.mixed(held), held.time[:, 0], eps, target, events, held)
+
     def examples(self, data: Any) -> Examples:
         """A dataset as this task sees it: through its expected events."""
         if isinstance(data, Noised):
@@ -151,9 +159,7 @@ class Diffusion(Task):
     def predict(self, model: nn.Module, rows: Drawn, guidance: float | None = None) -> Tensor:
         """What the network answers with at the rows' events, in at least float32, in the shape of the images (rows, ...).
         ``guidance``: ``null + guidance * (conditional - null)``, as samplers do."""
-        x = ev.image_of(rows.batch, self.images)
-        wide = (slice(None), *[None] * (x.ndim - 1))
-        noised = (rows.signal[:, 0][wide] * x + rows.noise[:, 0][wide] * rows.eps[:, 0]).to(x.dtype)
+        noised = self.mixed(rows)
         out = self._call(model, noised, rows.time[:, 0], rows.batch, rows.dropped[:, 0])
         if guidance is None:
             return out
@@ -161,6 +167,12 @@ class Diffusion(Task):
             raise TaskError(f"guidance={guidance} for a task without null=", "what the network is given in the condition's place", "Diffusion(null=...)")
         empty = self._call(model, noised, rows.time[:, 0], rows.batch, torch.ones_like(rows.dropped[:, 0]))
         return empty + guidance * (out - empty)
+
+    def mixed(self, rows: Drawn) -> Tensor:
+        """``x_t`` of each row (rows, ...), in the images' dtype."""
+        x = ev.image_of(rows.batch, self.images)
+        wide = (slice(None), *[None] * (x.ndim - 1))
+        return (rows.signal[:, 0][wide] * x + rows.noise[:, 0][wide] * rows.eps[:, 0]).to(x.dtype)
 
     def _call(self, model: nn.Module, x: Tensor, time: Tensor, batch: Batch, left_out: Tensor) -> Tensor:
         given, named = conditions_of(batch, self.images)

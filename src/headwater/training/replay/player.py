@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headwater.errors import NotFinite
 from headwater.tasks import Task
 from headwater.tasks.batches import Batch, to
+from headwater.tasks.diffusion import Noised
 from headwater.training.experiment import settled
 from headwater.training.replay.clipping import Clipping
 from headwater.training.replay.norms import tracked, written_out
@@ -168,8 +169,12 @@ class Player:
             raise NotFinite(f"a loss of {loss} at step {move.step}", "finite losses", "replay a training that did not diverge")
 
     def batch(self, move: Move, part: Part) -> Batch:
-        """The examples of a part, on the device."""
-        return to(move.stage.data.batch(move.ids[part.start : part.stop]), self.device)
+        """The examples of a part, on the device; of a diffusion model with the noise events that they were met with."""
+        ids, data = move.ids[part.start : part.stop], move.stage.data
+        if isinstance(data, Noised):
+            events = self.run.events_of(move.step)[part.start : part.stop]
+            return data.met(ids, events["t"], events["seed"], self.device)
+        return to(data.batch(ids), self.device)
 
     def place(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
         """Put weights and buffers into the model; of its parameters those in ``wanted``, which now require gradients (the others do not).

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headwater.errors import MissingCheckpoint, ReplayMismatch, RunError
 from headwater.store import read_log, read_tensors
+from headwater.tasks.diffusion import Noised
 from headwater.training.journal import optimizer_file
 from headwater.training.optimizers import ADAM, Group
 from headwater.training.replay.clipping import Clipping
@@ -68,7 +69,7 @@ class Script:
     """All moves of a run.
 
     Raises:
-        RunError: the order of examples or Adam's beta1 was not recorded. MissingCheckpoint: the weights before training were not.
+        RunError: the order of examples, a diffusion model's noise events, or Adam's beta1 was not recorded. MissingCheckpoint: the weights before training were not.
         ReplayMismatch: a dataset whose examples change from read to read.
 
     ``clipping``: what factors below 1 stand for, "norm", "fixed", or "auto": as the record tells (see :class:`Clipping`).
@@ -86,6 +87,8 @@ class Script:
         if self.run.checkpoints[0] != 0:
             raise MissingCheckpoint(f"no weights from before training in {self.run.path}", "checkpoint 0", "record the training with hw.Recorder, from its start")
         for stage in self.run.stages:
+            if isinstance(stage.data, Noised):
+                self.run.events_of(1)  # refused here where they were not recorded
             if stage.fingerprint.startswith("unstable"):
                 raise ReplayMismatch(
                     f"the data of stage {stage.name!r} gives other values when an example is read twice (random augmentation)",
