@@ -116,6 +116,13 @@ class Brute:
         found = torch.autograd.grad(self.weighting(t) * error.mean(), list(self.model.parameters()), allow_unused=True)
         return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(self.model.parameters(), found, strict=True)])
 
+    def of_output(self, output, x, t, seed):
+        """Of ``output(network's answer, image, noise)`` of one image at one event, flat."""
+        process = self.run.stages[-1].task.process
+        eps = noise_of(torch.tensor([[seed]]), x.shape, x.dtype, "cpu")[0, 0]
+        out = self.model((process.signal[t] * x + process.noise[t] * eps)[None], torch.tensor([t]))[0]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(output(out, x, eps), list(self.model.parameters()))])
+
     def expected(self, stage, example, number, side, timesteps, draws, noise, seed, salt):
         """The mean gradient over noises at each timestep, (timesteps, p). ``side``: "train" or "query", which tells their own noise apart."""
         rows = []

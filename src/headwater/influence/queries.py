@@ -10,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from headwater.errors import HeadwaterError, InputError, QueryError
-from headwater.tasks import Examples, Measure, Task
+from headwater.tasks import Examples, Measure, Task, fingerprint
 from headwater.tasks.batches import leaves, take
+from headwater.tasks.code import code_digest
 from headwater.tasks.task import per_example
 from headwater.training import Run
 from headwater.training.run import EMA, RAW
@@ -54,6 +55,11 @@ class Asked:
     def over(self, events: Any) -> Asked:
         """The same question at other noise events; itself for None."""
         return self if events is None else replace(self, examples=tuple(e.over(events) for e in self.examples))
+
+    @property
+    def identity(self) -> list[Any]:
+        """What was asked, for the names of saved work: examples, how they are seen, rows, and what the measure does."""
+        return [[[fingerprint(e), e.view] for e in self.examples], [r.tolist() for r in self.rows], code_digest(self.measure, held=True), self.averaged]
 
     @property
     def count(self) -> int:
@@ -112,8 +118,12 @@ def methods_of(method: Any, kinds: tuple[type[Any], ...]) -> tuple[list[Any], bo
         if isinstance(item, type) or not isinstance(item, kinds):
             mend = "construct it: hw.Source()" if isinstance(item, type) else "an index and hw.self_influence answer methods of this kind alone; trace the run for others"
             raise InputError(f"method={item!r}", "a method such as hw.Source(), hw.Influence(damping=...), hw.TracIn(), or a list of them", mend)
-        out += item.sweep() if isinstance(getattr(item, "damping", None), tuple) else [item]
+        out += item.sweep() if _swept(item) else [item]
     if not out:
         raise InputError("an empty list of methods", "at least one method", "hw.trace(run, queries, method=hw.Source())")
-    many = isinstance(method, Sequence) or len(out) > 1 or isinstance(getattr(method, "damping", None), tuple)
-    return out, many
+    return out, isinstance(method, Sequence) or len(out) > 1 or _swept(method)
+
+
+def _swept(method: Any) -> bool:
+    """Whether a method stands for several: a sweep of dampings."""
+    return any(isinstance(getattr(method, name, None), tuple) for name in ("damping", "regularisation"))

@@ -24,7 +24,8 @@ SCORES = "scores"
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A question put to a run: the queries with their measure, and how the work is to be done (arguments of :func:`headwater.trace`)."""
+    """A question put to a run: the queries with their measure, and how the work is to be done (arguments of :func:`headwater.trace`).
+    ``shared``: what methods that are asked together need not compute twice, by names that say all it depends on."""
 
     run: Run
     asked: Asked
@@ -32,6 +33,7 @@ class Request:
     memory: int = 2**30
     tolerance: float | None = None
     progress: bool = True
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def of(self, run: Run) -> Request:
         """The same question put to another run (a member of an ensemble)."""

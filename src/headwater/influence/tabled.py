@@ -25,7 +25,7 @@ from headwater.influence.vectors import is_rank_one
 from headwater.report.numbers import duration
 from headwater.result import Slices, TrainingScores
 from headwater.store import content_hash
-from headwater.tasks import Measure, fingerprint
+from headwater.tasks import Measure
 from headwater.tasks.batches import to
 from headwater.tasks.code import code_digest, task_identity
 from headwater.training import Run
@@ -79,8 +79,7 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     work = passes(tables, engine)
     plan = _plan(engine, tables, asked, request.memory)
     # the place in the job depends on chunks and batches: they are part of its name
-    questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
-    key = content_hash("trace-1", _identity(run, tables, engine), *questions, plan.chunk, request.tolerance, asked.averaged)
+    key = content_hash("trace-1", _identity(run, tables, engine), asked.identity, plan.chunk, request.tolerance)
     tolerance = _tolerance(engine, request.tolerance)
     slots = Slots(tables)
     job = Job(run.store, key, [(asked.count, run.size)] * slots.count, _dtype(engine))
@@ -143,7 +142,8 @@ def self_by_tables(
     work = passes(tables, engine)
     asked = [ask(stage.data, stage.task, measure).of(run, weights) for stage in run.stages]
     plan = _plan(engine, tables, asked[-1], memory, paired=True)
-    key = content_hash("self-1", _identity(run, tables, engine), [code_digest(a.measure, held=True) for a in asked], plan.chunk, tolerance, asked[-1].averaged)
+    questions = [[code_digest(a.measure, held=True), [e.view for e in a.examples], a.averaged] for a in asked]
+    key = content_hash("self-1", _identity(run, tables, engine), questions, plan.chunk, tolerance)
     tolerance = _tolerance(engine, tolerance)
     job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
     chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]

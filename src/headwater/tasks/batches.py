@@ -141,6 +141,11 @@ class Examples:
         """How many rows the model sees for each example: of a diffusion model its noise events, else 1."""
         return 1
 
+    @property
+    def view(self) -> str:
+        """Names how the data are seen, where that is a choice: through which noise events."""
+        return ""
+
     def over(self, events: Any) -> Examples:
         """The same data seen through other noise events: of a diffusion task. Raises InputError for any other."""
         raise InputError(f"noise events {events!r} for data without any", "a hw.tasks.Diffusion", "use the methods for all tasks: hw.TracIn(), hw.Source() ...")

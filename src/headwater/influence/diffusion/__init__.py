@@ -1,5 +1,6 @@
 """Attribution of diffusion and flow-matching models: rows over noise events, and kernels of their output functions."""
 
+from headwater.influence.diffusion.dtrak import DTrak
 from headwater.influence.diffusion.tracin import DiffusionReTrac, DiffusionTracIn
 
-__all__ = ["DiffusionReTrac", "DiffusionTracIn"]
+__all__ = ["DTrak", "DiffusionReTrac", "DiffusionTracIn"]

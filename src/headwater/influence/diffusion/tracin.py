@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from headwater.errors import InputError
+from headwater.influence.diffusion.kernels import diffusion
 from headwater.influence.methods import MEASUREMENT, RANK_ONLY, Asking, Pace, Row, Table, kept, total_rate
 from headwater.influence.responses import Constant
-from headwater.tasks.diffusion import Diffusion, Grid, Listed
+from headwater.tasks.diffusion import Grid, Listed
 from headwater.training import Run
 from headwater.training.run import Stage
 
@@ -60,7 +60,7 @@ class _OverEvents:
         start = stage.start
         for step in stage.checkpoints(run.checkpoints):
             pace = Pace(start, step)
-            grid = _task(run.stages[-1]).grid(self.timesteps, self.draws, noise=self.noise, seed=self.seed, salt=step)
+            grid = diffusion(run.stages[-1]).grid(self.timesteps, self.draws, noise=self.noise, seed=self.seed, salt=step)
             for events, share in self._train(run, stage, step):
                 for asking, part, labels in self._askings(grid, step):
                     yield Row(
@@ -71,7 +71,7 @@ class _OverEvents:
 
     def _train(self, run: Run, stage: Stage, step: int) -> Iterator[tuple[Grid | Listed, float]]:
         """The training events of a checkpoint, apart where each is brought to unit norm, and the share of each."""
-        task = _task(stage)
+        task = diffusion(stage)
         if self.events == REPLAY:
             met = run.met(stage, step, self.window)
             groups: list[Grid | Listed] = [Listed(met.t[:, [k]], met.seeds[:, [k]]) for k in range(met.count)] if self._unit else [met]
@@ -133,10 +133,3 @@ class DiffusionReTrac(_OverEvents):
 
 def _by_timestep(grid: Grid) -> tuple[Grid, ...]:
     return tuple(replace(grid, timesteps=(t,)) for t in grid.timesteps)
-
-
-def _task(stage: Any) -> Diffusion:
-    """The diffusion task of a stage. Raises InputError for any other."""
-    if not isinstance(stage.task, Diffusion):
-        raise InputError(f"a {type(stage.task).__name__} in stage {stage.name!r}", "a hw.tasks.Diffusion", "use the methods for all tasks: hw.TracIn(), hw.Source() ...")
-    return stage.task

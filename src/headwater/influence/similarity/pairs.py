@@ -18,9 +18,9 @@ from headwater.influence.jobs import Job, guarded
 from headwater.influence.request import Request
 from headwater.influence.similarity.vectors import Vectors, finite
 from headwater.store import content_hash
-from headwater.tasks import Measure, Task, fingerprint
+from headwater.tasks import Measure, Task
 from headwater.tasks.batches import Batch, Examples
-from headwater.tasks.code import code_digest, task_identity
+from headwater.tasks.code import task_identity
 
 BATCH = 256  # examples of one forward pass, where nothing else is said
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -70,8 +70,7 @@ def pairs(request: Request, vectors: Vectors, kernel: Kernel, name: str) -> Pair
     first = _read(asked.examples[0], range(1), last, asked.measure, vectors, request, "query")
     chunk = int(max(1, min(sum(counts), request.memory // max(1, first.numel() * first.element_size()))))
     facts = [[s.fingerprint, task_identity(s.task)] for s in run.stages]
-    questions = [fingerprint(e) for e in asked.examples], code_digest(asked.measure, held=True)
-    key = content_hash("pairs-1", name, run.weights_hash(run.checkpoints[-1]), run.architecture, facts, *questions, chunk)
+    key = content_hash("pairs-1", name, run.weights_hash(run.checkpoints[-1]), run.architecture, facts, asked.identity, chunk)
     job = Job(run.store, key, [(sum(counts), run.size)], first.dtype)
     places = [(start, min(start + chunk, sum(counts))) for start in range(0, sum(counts), chunk)]
     total = sum(counts) + run.size * len(places)

@@ -120,10 +120,15 @@ class Features:
     projector: Projector
 
     @cached_property
-    def shards(self) -> list[Shard]:
-        """All shards, in the order of the scores' columns. Their names do not depend on the batch size, as features do not."""
+    def name(self) -> str:
+        """What features depend on besides examples. Not the batch size."""
         layout = [[name, list(block.shape), list(block.parameters)] for name, block in self.projector.blocks.items()]
-        key = content_hash("trak-1", VERSION, self.outputs.identity, layout, repr(self.projector.projection))
+        return content_hash("trak-1", VERSION, self.outputs.identity, layout, repr(self.projector.projection))
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of the scores' columns."""
+        key = self.name
         rows = max(1, SHARD // self.projector.dim)
         return [
             Shard(f"trak/{key}-{stage.index}-{start}-{min(start + rows, stage.size)}", stage, output, range(start, min(start + rows, stage.size)))

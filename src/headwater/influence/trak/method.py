@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from headwater.influence.trak.projecting import Projector
 from headwater.linalg.projections import Projection
 from headwater.linalg.structured import KhatriRao
 from headwater.report.numbers import duration
+from headwater.store import content_hash
 
 KERNEL, WEIGHT = "kernel", "weight"
 
@@ -104,17 +106,9 @@ class Trak:
 
     def parts(self, request: Request) -> Parts:
         """One model's kernel (queries, train) and weight (train,)."""
-        started = time.perf_counter()
-        outputs = Outputs.for_run(request.run, self.output)
-        engine = Engine.of(request.run, request.batch_size)
-        engine.load((request.run.checkpoints[-1],))
-        outputs.prove(engine)
-        found = self._carried_out(engine, outputs, request)
-        _warn_of_zeros(found.zero_rows, request.run.size, not found.projected.startswith("none"))
-        facts = self._facts(engine, found)
-        facts["cost"] = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": found.examples, "kept_bytes": found.kept}
-        kind = torch.empty(0, dtype=numbers(engine)).numpy().dtype
-        arrays = {KERNEL: found.kernel.cpu().numpy().astype(kind, copy=False), WEIGHT: np.asarray(found.weight, dtype=kind)}
+        found, facts = solved(Kernel(repr(self), self.sketch, self.regularisation), Outputs.for_run(request.run, self.output), request)
+        kind = torch.empty(0, dtype=found.kernel.dtype).numpy().dtype
+        arrays = {KERNEL: found.kernel.cpu().numpy(), WEIGHT: np.asarray(found.weight, dtype=kind)}
         return Parts(arrays, repr(self), RANK_ONLY, facts)
 
     def combine(self, members: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
@@ -128,39 +122,67 @@ class Trak:
         engine = Engine.of(request.run, request.batch_size)
         return pushes(engine, outputs)
 
-    def _carried_out(self, engine: Engine, outputs: Outputs, request: Request) -> _Found:
-        sketch, run = self.sketch, request.run
-        projector = Projector(engine.capture.blocks, sketch, run.device, request.memory // 4)
-        whole = projector.size <= (run.size if sketch is None else sketch.dim)  # features no larger than what would stand for them
-        if whole:
-            projector = replace(projector, projection=None)
-        if sketch is None and not whole:
-            exact.check_room(run.size, request.memory)
-            return _by_inner_products(self, engine, outputs, request)
-        return _by_features(self, Features(engine, outputs, projector), request)
 
-    def _facts(self, engine: Engine, found: _Found) -> dict[str, Any]:
-        run = engine.run
-        return {
-            "run": str(run.path),
-            "method": repr(self),
-            "checkpoints": [run.checkpoints[-1]],
-            "weights": run.weights_hash(run.checkpoints[-1]),
-            "data": [stage.fingerprint for stage in run.stages],
-            "coverage": engine.capture.coverage,
-            "projection": found.projected,
-            "projection_noise": None if self.sketch is None or found.projected.startswith("none") else round(self.sketch.noise, 4),
-            "regularisation": {"relative": self.regularisation, "absolute": found.ridge.shift},
-            "effective_dimension": round(found.ridge.effective_dimension, 2),
-            "rank": found.ridge.rank,
-            "zero_rows": found.zero_rows,
-            "constant_columns": found.constant_columns,
-        }
+@dataclass(frozen=True)
+class Kernel:
+    """TRAK's kernel as a method wants it: its name, how gradients are projected (None: not at all), and what is added to the diagonal."""
+
+    name: str
+    sketch: Projection | None
+    regularisation: float
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def solved(method: Kernel, outputs: Outputs, request: Request) -> tuple[Found, dict[str, Any]]:
+    """The kernel of the measure that was asked about with the training examples' ``outputs``, and what to say of it in the provenance."""
+    started = time.perf_counter()
+    engine = Engine.of(request.run, request.batch_size)
+    engine.load((request.run.checkpoints[-1],))
+    outputs.prove(engine)
+    found = _carried_out(method, engine, outputs, request)
+    _warn_of_zeros(found.zero_rows, request.run.size, not found.projected.startswith("none"))
+    facts = _facts(method, engine, found)
+    facts["cost"] = {"seconds": round(time.perf_counter() - started, 3), "example_gradients": found.examples, "kept_bytes": found.kept}
+    return found, facts
+
+
+def _carried_out(method: Kernel, engine: Engine, outputs: Outputs, request: Request) -> Found:
+    sketch, run = method.sketch, request.run
+    projector = Projector(engine.capture.blocks, sketch, run.device, request.memory // 4)
+    whole = projector.size <= (run.size if sketch is None else sketch.dim)  # features no larger than what would stand for them
+    if whole:
+        projector = replace(projector, projection=None)
+    if sketch is None and not whole:
+        exact.check_room(run.size, request.memory)
+        return _by_inner_products(method, engine, outputs, request)
+    return _by_features(method, Features(engine, outputs, projector), request)
+
+
+def _facts(method: Kernel, engine: Engine, found: Found) -> dict[str, Any]:
+    run = engine.run
+    return {
+        "run": str(run.path),
+        "method": repr(method),
+        "checkpoints": [run.checkpoints[-1]],
+        "weights": run.weights_hash(run.checkpoints[-1]),
+        "data": [stage.fingerprint for stage in run.stages],
+        "coverage": engine.capture.coverage,
+        "projection": found.projected,
+        "projection_noise": None if method.sketch is None or found.projected.startswith("none") else round(method.sketch.noise, 4),
+        "regularisation": {"relative": method.regularisation, "absolute": found.ridge.shift},
+        "effective_dimension": round(found.ridge.effective_dimension, 2),
+        "rank": found.ridge.rank,
+        "zero_rows": found.zero_rows,
+        "constant_columns": found.constant_columns,
+    }
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """What one model gives, and what is known about its features."""
+class Found:
+    """What one model gives, and what is known about its features. ``leverage()``: of each training example, ``phi^T (Phi^T Phi + r I)^-1 phi``
+    (train,), float64."""
 
     kernel: Tensor
     weight: np.ndarray
@@ -170,16 +192,19 @@ class _Found:
     constant_columns: int | None
     examples: int
     kept: int
+    leverage: Callable[[], Tensor]
 
 
-def _by_features(method: Trak, features: Features, request: Request) -> _Found:
+def _by_features(method: Kernel, features: Features, request: Request) -> Found:
     """From features (train, k): by the (k, k) matrix of their products, or by the (train, train) one where that is smaller."""
     engine, dim, n = features.engine, features.projector.dim, request.run.size
-    todo = sum(len(shard.ids) for shard in features.missing())
-    count = todo + sum(len(examples) for examples in request.asked.examples)
+    todo, name = sum(len(shard.ids) for shard in features.missing()), f"{features.name} {content_hash(request.asked.identity)}"
+    count = todo + (0 if name in request.shared else sum(len(examples) for examples in request.asked.examples))
     seen = _Seen(dim)
     with _told(method, engine, request, count, 8 * min(dim, n) ** 2 + 4 * dim * min(n, 2 * dim)):
-        asked = features.of(request.asked).double()
+        if name not in request.shared:
+            request.shared[name] = features.of(request.asked).double()
+        asked = request.shared[name]
         held = []
         total = torch.zeros(dim, dim, dtype=torch.float64, device=asked.device) if dim <= n else None
         weight = np.empty(n)
@@ -193,32 +218,49 @@ def _by_features(method: Trak, features: Features, request: Request) -> _Found:
     kernel = torch.empty(len(asked), n, dtype=numbers(engine), device=asked.device)
     if total is None:
         every = torch.cat(held).double()
-        ridge = Ridge.of(every @ every.mT, method.regularisation, seen.rounding)
+        products = every @ every.mT
+        ridge = Ridge.of(products, method.regularisation, seen.rounding)
         kernel.copy_(ridge.solve(every @ asked.mT).mT)
+        leverage = partial(_dual_leverage, ridge, products)
     else:
         ridge = Ridge.of(total, method.regularisation, seen.rounding)
         through = ridge.solve(asked.mT).mT
         for columns, found, _ in features.each():
             kernel[:, columns] = (through @ found.double().mT).to(kernel.dtype)
+        leverage = partial(_leverage, ridge, features)
     size = features.projector.size
     projected = f"none: {size:,} parameters" if features.projector.projection is None else f"{features.projector.projection!r} of {size:,} parameters"
     kept = sum(request.run.store.file(shard.name).stat().st_size for shard in features.shards)
-    return _Found(kernel, weight, ridge, projected, seen.zero_rows, seen.constant_columns, count, kept)
+    return Found(kernel, weight, ridge, projected, seen.zero_rows, seen.constant_columns, count, kept, leverage)
 
 
-def _by_inner_products(method: Trak, engine: Engine, outputs: Outputs, request: Request) -> _Found:
+def _leverage(ridge: Ridge, features: Features) -> Tensor:
+    """From the (k, k) matrix."""
+    return torch.cat([(ridge.solve(found.mT) * found.double().mT).sum(0) for _, found, _ in features.each()])
+
+
+def _dual_leverage(ridge: Ridge, products: Tensor) -> Tensor:
+    """From the matrix K of all pairs: the diagonal of ``K (K + r I)^-1``."""
+    return ridge.solve(products.double()).diagonal()
+
+
+def _by_inner_products(method: Kernel, engine: Engine, outputs: Outputs, request: Request) -> Found:
     """From inner products of whole gradients."""
     run, size = request.run, sum(block.size for block in engine.capture.blocks.values())
-    count = exact.passes(engine, outputs, request.asked, request.memory)
+    name = f"{exact.gram_name(outputs)} {content_hash(request.asked.identity)}"
+    count = 0 if name in request.shared else exact.passes(engine, outputs, request.asked, request.memory)
     with _told(method, engine, request, count + run.size, exact.COPIES * run.size**2):
-        cross = exact.cross(engine, outputs, request.asked, request.memory)
+        if name not in request.shared:
+            request.shared[name] = exact.cross(engine, outputs, request.asked, request.memory)
+        cross = request.shared[name]
         weight = pushes(engine, outputs)
         matrix = exact.gram(engine, outputs, request.memory).to(run.device)
     zero = int((matrix.diagonal() == 0).sum())
     ridge = Ridge.of(matrix, method.regularisation, torch.finfo(matrix.dtype).eps)
     kernel = ridge.solve(cross.mT).mT.to(cross.dtype)
     kept = run.store.file(exact.gram_name(outputs)).stat().st_size
-    return _Found(kernel, weight, ridge, f"none: inner products of {size:,} parameters", zero, None, count, kept)
+    leverage = partial(_dual_leverage, ridge, matrix)
+    return Found(kernel, weight, ridge, f"none: inner products of {size:,} parameters", zero, None, count, kept, leverage)
 
 
 class _Seen:
@@ -248,7 +290,7 @@ def _warn_of_zeros(count: int, size: int, projected: bool) -> None:
 
 
 @contextmanager
-def _told(method: Trak, engine: Engine, request: Request, count: int, memory: int) -> Iterator[None]:
+def _told(method: Kernel, engine: Engine, request: Request, count: int, memory: int) -> Iterator[None]:
     """A plan, then a bar over example gradients, on stderr."""
     run = request.run
     if request.progress:
