@@ -131,6 +131,16 @@ def _rms_norm(module: nn.RMSNorm, x: Tensor, g: Tensor) -> dict[str, Piece]:
     return _scale_and_shift(module, normalised, g, list(range(1, g.ndim - len(module.normalized_shape))))
 
 
+def _rms_norm_of_a_library(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
+    normalised = x * (x.square().mean(-1, keepdim=True) + (_epsilon(module) or 0.0)).rsqrt()
+    return _scale_and_shift(module, normalised, g, list(range(1, g.ndim - 1)))
+
+
+def _epsilon(module: Any) -> float | None:
+    found = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    return found if isinstance(found, float) else None
+
+
 def _group_norm(module: nn.GroupNorm, x: Tensor, g: Tensor) -> dict[str, Piece]:
     return _scale_and_shift(module, F.group_norm(x, module.num_groups, eps=module.eps), g, list(range(2, g.ndim)))
 
@@ -171,6 +181,7 @@ RULES: dict[type, Rule] = {
     nn.BatchNorm3d: _BATCH_NORM,
 }
 _TRANSFORMERS_CONV1D = Rule(_linear, groups=lambda m: 1, transpose=True)
+_RMS_NORM_OF_A_LIBRARY = Rule(_rms_norm_of_a_library)
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 
 
@@ -187,8 +198,10 @@ def rule_of(module: nn.Module) -> Rule | None:
     for kind, rule in RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:  # type: ignore[attr-defined]
             return rule
-    is_conv1d = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-    return _TRANSFORMERS_CONV1D if is_conv1d else None
+    name, library = type(module).__name__, type(module).__module__
+    if name.endswith("RMSNorm") and library.split(".")[0] in ("diffusers", "transformers"):  # each model has its own; the proof finds what is none
+        return _RMS_NORM_OF_A_LIBRARY if module._parameters["weight"].ndim == 1 and _epsilon(module) is not None else None
+    return _TRANSFORMERS_CONV1D if name == "Conv1D" and library == "transformers.pytorch_utils" else None
 
 
 def refuse_training_mode(model: nn.Module) -> None:
