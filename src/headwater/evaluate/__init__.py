@@ -4,8 +4,8 @@
 >>> subsets = evaluate.halves(1000, 50, seed=0)
 
 ``retrain`` makes the truth (a :class:`Bank`), of which :class:`Datamodel` makes scores; ``lds``, ``paired`` and ``slope`` hold scores
-against it, ``against`` holds them against better scores; ``replayed`` leaves examples out along a run's own batches, and ``metasmoothness``
-says whether derivatives foretell anything there;
+against it, ``tuned`` chooses a setting on some queries and judges it on others, ``against`` holds them against better scores; ``replayed``
+leaves examples out along a run's own batches, and ``metasmoothness`` says whether derivatives foretell anything there;
 ``detection_curve`` asks whether suspicious examples are indeed mislabelled.
 
 Of explanations of inputs: ``completeness`` (do they sum?), ``deletion``, ``insertion``, ``removal``, ``comprehensiveness``, ``sufficiency`` (what happens
@@ -29,6 +29,7 @@ from headwater.evaluate.retrain import retrain
 from headwater.evaluate.roar import Roar, roar
 from headwater.evaluate.sensitivity import MaxSensitivity, max_sensitivity
 from headwater.evaluate.subsets import Subsets, halves, leave_out, removing
+from headwater.evaluate.tuning import Tuned, tuned
 
 __all__ = [
     "LDS",
@@ -53,6 +54,7 @@ __all__ = [
     "SensitivityN",
     "SlopeResult",
     "Subsets",
+    "Tuned",
     "against",
     "agreement",
     "auroc",
@@ -80,4 +82,5 @@ __all__ = [
     "sensitivity_n",
     "slope",
     "sufficiency",
+    "tuned",
 ]
