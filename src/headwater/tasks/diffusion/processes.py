@@ -98,12 +98,16 @@ class Process:
         return out if prediction == "sample" else (x_t - noise * out) / (signal + noise)
 
     def strata(self, count: int, *, evenly: bool = False) -> tuple[int, ...]:
-        """``count`` timesteps that stand for all: evenly spaced from 1 to the last (Xie et al. 2024), or the middles of equally likely strata
-        where training does not draw them uniformly (unless ``evenly``)."""
-        if not 1 <= count <= self.steps:
-            raise InputError(f"{count} timesteps", f"from 1 to {self.steps}", "10 is a good start")
+        """``count`` timesteps that stand for all: evenly spaced from 1 to the last (Xie et al. 2024), all where there are not more, or the middles of
+        ``count`` equally likely strata where training does not draw them uniformly (unless ``evenly``).
+
+        >>> linear(100).strata(4), flow(100, density="logit-normal").strata(4)
+        ((1, 33, 66, 99), (24, 42, 57, 75))
+        """
+        if count < 1:
+            raise InputError(f"{count} timesteps", "at least 1", "10 is a good start")
         if self.density is None or evenly:
-            if count == self.steps:
+            if count >= self.steps:
                 return tuple(range(self.steps))
             spaced = torch.linspace(1, self.steps - 1, count, dtype=torch.float64) if count > 1 else torch.tensor([self.steps / 2])
             return tuple(int(t) for t in spaced)
