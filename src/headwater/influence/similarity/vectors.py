@@ -19,6 +19,8 @@ from torch.nn.modules.conv import _ConvNd
 from headwater.errors import InputError, NotFinite
 from headwater.tasks import Language, Measure, Task
 from headwater.tasks.batches import Batch, leaves, size, to
+from headwater.tasks.diffusion import Diffusion, Drawn
+from headwater.tasks.diffusion.events import image_of
 from headwater.tasks.task import at_least_float32, fields_of, split
 from headwater.training import Run
 
@@ -98,7 +100,10 @@ class Layer:
                 "a layer that the loss and the measure call once",
                 "choose another layer, or a measure that calls the model once",
             )
-        return self._pooled(at_least_float32(_tensor(seen[0], self.name)), module, batch)
+        found = at_least_float32(_tensor(seen[0], self.name))
+        if isinstance(batch, Drawn):
+            return self._pooled(found, module, batch.rows()).unflatten(0, (-1, batch.each)).mean(1)
+        return self._pooled(found, module, batch)
 
     def _pooled(self, t: Tensor, module: nn.Module, batch: Batch) -> Tensor:
         n = size(batch)
@@ -170,12 +175,15 @@ def _no_layer(given: str, model: nn.Module, wanted: str) -> InputError:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The examples' own numbers, flattened and side by side: every tensor of the batch but the labels."""
+    """The examples' own numbers, flattened and side by side: every tensor of the batch but the labels; of a diffusion task's, the images without
+    noise."""
 
     where: str = "the inputs"
 
     def of(self, batch: Batch, task: Task, ask: Measure) -> Tensor:
         """(n, d). Token ids are refused: their numbers mean nothing."""
+        if isinstance(batch, Drawn):
+            batch = image_of(batch.batch, task.images if isinstance(task, Diffusion) else "images")
         parts = list(leaves(inputs_of(batch, task)))
         if tokens_in(batch, task) is not None or not parts:
             raise InputError(
