@@ -15,7 +15,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers turning tensors to arrays
 T = 40
-SCALED = dict(num_train_timesteps=T, beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.15)
+SCALED = {"num_train_timesteps": T, "beta_schedule": "scaled_linear", "beta_start": 0.001, "beta_end": 0.15}
 # Those that add noise at the scale the network is trained at; and samplers that have a scale of their own.
 PLAIN = ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler"]
 OWN_SCALE = ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"]
@@ -169,17 +169,17 @@ def test_a_prediction_type_must_be_declared_once():
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        (dict(kind="sde"), "kind 'sde'"),
-        (dict(prediction="x0"), "prediction 'x0'"),
-        (dict(noise=torch.ones(2)), "whose noise has shape"),
-        (dict(signal=torch.tensor([1.0, float("nan"), 0.0])), "whose signal"),
-        (dict(noise=-torch.ones(3)), "negative"),
-        (dict(density=torch.tensor([1.0, -1.0, 1.0])), "density of timesteps"),
-        (dict(density=torch.ones(2)), "density of timesteps"),
+        ({"kind": "sde"}, "kind 'sde'"),
+        ({"prediction": "x0"}, "prediction 'x0'"),
+        ({"noise": torch.ones(2)}, "whose noise has shape"),
+        ({"signal": torch.tensor([1.0, float("nan"), 0.0])}, "whose signal"),
+        ({"noise": -torch.ones(3)}, "negative"),
+        ({"density": torch.tensor([1.0, -1.0, 1.0])}, "density of timesteps"),
+        ({"density": torch.ones(2)}, "density of timesteps"),
     ],
 )
 def test_a_process_of_ones_own_is_looked_at(tables, said):
-    good = dict(kind="diffusion", signal=torch.ones(3), noise=torch.ones(3), time=torch.arange(3))
+    good = {"kind": "diffusion", "signal": torch.ones(3), "noise": torch.ones(3), "time": torch.arange(3)}
     assert Process(**good).steps == 3
     with pytest.raises(InputError, match=said):
         Process(**{**good, **tables})

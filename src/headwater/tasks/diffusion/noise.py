@@ -48,7 +48,7 @@ def _remembered(seeds: tuple[int, ...], count: int, dtype: torch.dtype, device: 
 
 def seeds_of(key: Key, ids: np.ndarray, events: list[tuple[int, int]]) -> Tensor:
     """A seed below 2**62 for each of ``ids`` and each of ``events`` (timestep, draw), (n, k)."""
-    who = torch.from_numpy(np.asarray(ids, dtype=np.int64))[:, None]
+    who = torch.from_numpy(np.array(ids, dtype=np.int64))[:, None]
     t, draw = torch.tensor(events, dtype=torch.int64).T[:, None]
     shape = (len(who), len(events))
     counter = tuple(word.expand(shape) for word in (who & _WORD, who >> 32, t, draw))
