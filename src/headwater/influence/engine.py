@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from headwater.curvature.estimate import VectorFlow, even_sample
 from headwater.errors import NotFinite
 from headwater.influence.methods import Fit, Pace, Row, Weights, total_rate
 from headwater.influence.refine import Note, RefinedFlow
+from headwater.influence.timing import seconds_of
 from headwater.linalg import Diagonal
 from headwater.store import content_hash
 from headwater.tasks import Examples
@@ -85,11 +85,10 @@ class Engine:
         """The estimate, from memory, from the run's store (keyed by weights, data and settings), or made now and stored."""
         if fit in self._curvatures:
             return self._curvatures[fit]
-        store, name = self.run.store, "factors/" + self._key(fit)
-        if store.has(name):
+        store, name = self.run.store, self._name(fit)
+        if self.holds(fit):
             tensors = {k: t.to(self.run.device) for k, t in store.read(name).items()}
             self._curvatures[fit] = fit.estimate.rebuild(tensors, self.capture)
-            self.advance(self.cost(fit))
         else:
             points = [self._point(stage, weights) for stage, weights in fit.at]
             setting = Setting(self.capture, self.batch_size, self.run.device, self.advance)
@@ -97,9 +96,13 @@ class Engine:
             store.write(name, {k: t.detach().cpu().contiguous() for k, t in fit.estimate.tensors(self._curvatures[fit]).items()}, {"estimate": repr(fit.estimate)})
         return self._curvatures[fit]
 
+    def holds(self, fit: Fit) -> bool:
+        """Whether :meth:`curvature` finds the estimate made."""
+        return fit in self._curvatures or self.run.store.has(self._name(fit))
+
     @cached_property
     def seconds_per_example(self) -> float:
-        """How long the gradient of one row that the model sees takes, from one timed batch of up to 32 (compared with nothing: a lower bound)."""
+        """How long the gradient of one row that the model sees takes, from warm batches of up to 32 (compared with nothing: a lower bound)."""
         stage = self.run.stages[0]
         each = stage.data.rows_per_example
         count = max(1, min(self.batch_size // each, 32, stage.size))
@@ -107,10 +110,11 @@ class Engine:
         def process(batch: Batch, _: np.ndarray) -> float:
             return sum(float(g.square_norms().sum()) for g in self.capture.gradients(stage.task.loss, batch).values())
 
-        started = time.perf_counter()
-        for _ in stream(stage.data, range(count), process, batch_size=count * each, device=self.run.device):
-            pass
-        return (time.perf_counter() - started) / count / each
+        def batch() -> None:
+            for _ in stream(stage.data, range(count), process, batch_size=count * each, device=self.run.device):
+                pass
+
+        return seconds_of(batch) / count / each
 
     def cost(self, fit: Fit) -> int:
         """Examples that pass through the model to make a curvature."""
@@ -121,6 +125,9 @@ class Engine:
     def _point(self, stage: int, weights: Weights) -> Point:
         record = self.run.stages[stage]
         return Point(lambda: self.load(weights), record.data.spread(), record.task, f"{stage}@{weights}")
+
+    def _name(self, fit: Fit) -> str:
+        return "factors/" + self._key(fit)
 
     def _key(self, fit: Fit) -> str:
         at = [[stage, [self.run.weights_hash(step) for step in weights]] for stage, weights in fit.at]

@@ -2,71 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from headwater.errors import InputError
 from headwater.influence.engine import Engine
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.methods import Method, Table
+from headwater.influence.plans import Plan, Shown, dtype_of, of_what_is_left, plan_of, streams
 from headwater.influence.proving import prove_estimates
-from headwater.influence.queries import Asked, ask, check
+from headwater.influence.queries import ask, check
 from headwater.influence.refine import told
 from headwater.influence.request import SCORES, Parts, Request, Scorer
 from headwater.influence.scoring import Pass, QuerySide, Use, passes, query_gradients, score_pass
-from headwater.influence.vectors import is_rank_one
-from headwater.report.numbers import duration
 from headwater.result import Slices, TrainingScores
 from headwater.store import content_hash
 from headwater.tasks import Measure
-from headwater.tasks.batches import to
 from headwater.tasks.code import code_digest, task_identity
 from headwater.training import Run
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a trace will do, told before it starts: chunks of queries, passes over training data, memory and work."""
-
-    methods: tuple[str, ...]
-    queries: int
-    train: int
-    chunk: int
-    chunks: int
-    passes: int
-    examples: int
-    query_bytes: int
-    factor_bytes: int
-    score_bytes: int
-    batch_size: int
-    seconds: float
-    coverage: dict[str, int]
-    refined: int = 0
-    """Examples passed through the model for products with the exact curvature, once for each query's vector: at most."""
-
-    def __str__(self) -> str:
-        rules = ", ".join(f"{count:,} by {rule}" for rule, count in sorted(self.coverage.items(), key=lambda item: -item[1]))
-        chunks = f" in each of {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""
-        refined = f", and at most {self.refined:,} for refinement" if self.refined else ""
-        memory = f"queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}"
-        lines = (
-            f"{len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients{chunks}",
-            f"{self.examples:,} example gradients in all{refined}, about {duration(self.seconds)} by one timed batch; batches of {self.batch_size}",
-            f"memory: {memory}",
-            f"parameters: {rules}",
-        )
-        return "\n".join("headwater: " + line for line in lines)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 2**20:,.0f} MB"
 
 
 def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
@@ -76,13 +34,14 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     engine.load((run.checkpoints[-1],))
     check(asked, engine.model, run.stages[-1].data, run.device)
     prove_estimates([row.curvature.estimate for table in tables for row in table.rows if row.curvature is not None], run, engine.model)
-    work = passes(tables, engine)
-    plan = _plan(engine, tables, asked, request.memory)
+    work, slots = passes(tables, engine), Slots(tables)
+    plan = plan_of(engine, tables, asked, request.memory, slots.count)
     # the place in the job depends on chunks and batches: they are part of its name
     key = content_hash("trace-1", _identity(run, tables, engine), asked.identity, plan.chunk, request.tolerance)
     tolerance = _tolerance(engine, request.tolerance)
-    slots = Slots(tables)
-    job = Job(run.store, key, [(asked.count, run.size)] * slots.count, _dtype(engine))
+    job = Job(run.store, key, [(asked.count, run.size)] * slots.count, dtype_of(engine))
+    waiting = max(0, asked.count - job.place[0] * plan.chunk)
+    plan = of_what_is_left(plan, engine, tables, streams(engine, work, plan.chunks, job.place), waiting, request.progress)
 
     def go() -> None:
         for c in range(job.place[0], plan.chunks):
@@ -141,12 +100,17 @@ def self_by_tables(
     engine = Engine.of(run, batch_size)
     work = passes(tables, engine)
     asked = [ask(stage.data, stage.task, measure).of(run, weights) for stage in run.stages]
-    plan = _plan(engine, tables, asked[-1], memory, paired=True)
+    plan = plan_of(engine, tables, asked[-1], memory, len(tables), paired=True)
     questions = [[code_digest(a.measure, held=True), [e.view for e in a.examples], a.averaged] for a in asked]
     key = content_hash("self-1", _identity(run, tables, engine), questions, plan.chunk, tolerance)
     tolerance = _tolerance(engine, tolerance)
-    job = Job(run.store, key, [(1, run.size)] * len(tables), _dtype(engine))
+    job = Job(run.store, key, [(1, run.size)] * len(tables), dtype_of(engine))
     chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, plan.chunk)]
+    waiting = [0] * len(run.stages)  # examples of each stage
+    for stage, start in chunks[job.place[0] :]:
+        waiting[stage.index] += min(plan.chunk, stage.size - start)
+    streamed = sum(waiting[where.stage] * engine.data(where.stage, where.events).rows_per_example for where in work)
+    plan = of_what_is_left(plan, engine, tables, streamed, sum(waiting), progress)
 
     def go() -> None:
         for c, (stage, start) in list(enumerate(chunks))[job.place[0] :]:
@@ -170,7 +134,7 @@ def self_by_tables(
 def _carried_out(engine: Engine, tables: list[Table], plan: Plan, job: Job, work: Callable[[], None], show: bool, names: tuple[str, ...] | None) -> list[TrainingScores]:
     """Do the work under a plan and a bar, keep what was computed whatever stops it, and hand out the scores with what they cost."""
     started = time.perf_counter()
-    with _progress(engine, plan, show, job):
+    with Shown(engine, plan, show, job):
         guarded(job, work)
     job.finish()
     engine.forget()
@@ -194,92 +158,7 @@ def _identity(run: Run, tables: list[Table], engine: Engine) -> list[Any]:
 def _tolerance(engine: Engine, tolerance: float | None) -> float:
     if tolerance is not None and not 0 <= tolerance < 1:
         raise InputError(f"tolerance={tolerance}", "a relative error from 0 (exact) to below 1", "leave it out for 1e-4")
-    return (0.0 if _dtype(engine) == torch.float64 else 1e-4) if tolerance is None else tolerance
-
-
-def _dtype(engine: Engine) -> torch.dtype:
-    lowest = torch.float32
-    for p in engine.model.parameters():
-        lowest = torch.promote_types(lowest, p.dtype)
-    return lowest
-
-
-def _plan(engine: Engine, tables: list[Table], asked: Asked, memory: int, paired: bool = False) -> Plan:
-    work, run = passes(tables, engine), engine.run
-    width = _query_bytes(engine, tables, asked)
-    chunk = int(max(1, min(asked.count, memory // max(1, width))))
-    chunks = -(-asked.count // chunk)
-    streamed = sum(run.stages[where.stage].size * engine.data(where.stage, where.events).rows_per_example for where in work) * (1 if paired else chunks)
-    fits = {row.curvature for table in tables for row in table.rows if row.curvature is not None and (row.refine is None or row.refine.preconditioned)}
-    refined = asked.count * sum(engine.refining(row) for row in {row for table in tables for row in table.rows})
-    factors = sum(b.size + (b.shape[1] ** 2 + b.shape[2] ** 2) * b.shape[0] * b.matrix if b.matrix else b.size for b in engine.capture.blocks.values())
-    coverage: dict[str, int] = {}
-    sizes = {n: p.numel() for n, p in engine.model.named_parameters(remove_duplicate=False)}
-    for name, rule in engine.capture.coverage.items():
-        coverage[rule] = coverage.get(rule, 0) + sizes[name]
-    examples = streamed + sum(engine.cost(fit) for fit in fits)
-    return Plan(
-        methods=tuple(table.name for table in tables),
-        queries=asked.count,
-        train=run.size,
-        chunk=chunk,
-        chunks=chunks,
-        passes=len(work),
-        examples=examples,
-        query_bytes=chunk * width,
-        factor_bytes=4 * factors * len(fits),
-        score_bytes=4 * asked.count * run.size * Slots(tables).count,
-        batch_size=engine.batch_size,
-        seconds=(examples + refined) * engine.seconds_per_example,
-        coverage=coverage,
-        refined=refined,
-    )
-
-
-def _query_bytes(engine: Engine, tables: list[Table], asked: Asked) -> int:
-    """Memory of one query's side at its fullest pass: psi of the pass's rows, the carried queries, and the raw ones. A layer
-    applied once per example keeps factors, its own and those in the eigenbasis, where nothing has carried the query yet."""
-    probe = to(asked.examples[0].batch(range(1)), engine.run.device)
-    gradients = engine.capture.gradients(asked.measure, probe)
-    number = torch.empty(0, dtype=_dtype(engine)).element_size()
-    factored = {n for n, g in gradients.items() if asked.names is None and is_rank_one(g)}
-    whole = {n: block.size for n, block in engine.capture.blocks.items()}
-    light = sum(2 * sum(engine.capture.blocks[n].shape[1:]) if n in factored else size for n, size in whole.items())
-    last = [max(range(len(table.rows)), key=lambda r: max(table.rows[r].at[-1])) for table in tables]
-
-    def load(use: Use) -> int:
-        raw = use.row.refine is None and (use.index == last[use.method] or use.row.psi is None)
-        return light if raw else sum(whole.values())
-
-    together = passes(tables, engine).values()
-    loads = [sum(map(load, {use.side: use for use in uses}.values())) for uses in together]
-    means = [any(use.row.asking is not None and len(use.row.asking.events) > 1 for use in uses) for uses in together]  # summed part by part
-    loads = [size + mean * sum(whole.values()) for size, mean in zip(loads, means, strict=True)]
-    # while a query is carried, it is there before and after: twice, unless it was still raw
-    carried = sum(whole.values()) * sum(min(2, sum(row.psi is not None for row in table.rows[1:])) for table in tables)
-    return number * (max(loads) + carried + light)
-
-
-class _progress:
-    """The plan, then a bar over example gradients, on stderr; nothing at all with progress=False."""
-
-    def __init__(self, engine: Engine, plan: Plan, show: bool, job: Job) -> None:
-        self.engine, self.plan, self.show, self.job = engine, plan, show, job
-
-    def __enter__(self) -> None:
-        if self.show:
-            print(self.plan, file=sys.stderr)
-            if self.job.resumed:
-                print("headwater: resuming interrupted work", file=sys.stderr)
-        total = self.plan.examples + self.plan.refined
-        self.bar = tqdm(total=total, unit=" examples", disable=not self.show, desc="trace", leave=False, file=sys.stderr, mininterval=0.5)
-        self.engine.advance = self.bar.update
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.close()
-        if self.show and kind is KeyboardInterrupt:
-            print("headwater: stopped; what was computed is kept, and the same call continues there", file=sys.stderr)
-        self.engine.advance = lambda n: None
+    return (0.0 if dtype_of(engine) == torch.float64 else 1e-4) if tolerance is None else tolerance
 
 
 def _result(table: Table, scores: torch.Tensor, names: tuple[str, ...] | None, cost: dict[str, Any], engine: Engine) -> TrainingScores:

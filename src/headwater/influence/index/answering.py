@@ -22,9 +22,9 @@ from headwater.influence.index.parted import SAMPLE, parted
 from headwater.influence.index.reading import Index
 from headwater.influence.index.rows import Keeper
 from headwater.influence.methods import Fit, Method, Table
+from headwater.influence.plans import dtype_of as scores_dtype
 from headwater.influence.queries import Asked, check
 from headwater.influence.scoring import Seen, Use, contribution, query_gradients
-from headwater.influence.tabled import _dtype as scores_dtype
 from headwater.influence.tabled import _tolerance as checked_tolerance
 from headwater.influence.vectors import Factored, Queries, Whole, factors
 from headwater.result import TrainingScores
