@@ -208,7 +208,8 @@ def refuse_training_mode(model: nn.Module) -> None:
     """Raise GradientError where a module draws at random, or changes its buffers, at every call."""
     for name, module in model.named_modules():
         changes = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
-        if module.training and (changes or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)):
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout_prob", 0)  # of labels, in diffusers' DiT
+        if module.training and (changes or (isinstance(rate, float) and rate > 0)):
             raise GradientError(
                 f"{type(module).__name__} {name!r} is in training mode: it {'updates its running statistics' if changes else 'drops at random'} at every call",
                 "a model whose loss is the same at every call",
