@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOOR = [
     "Accumulator",
     "CheckpointEnsemble",
+    "DAS",
     "DTrak",
     "Datamodel",
     "Dense",

@@ -7,7 +7,7 @@ import torch
 import headwater as hw
 from headwater.errors import InputError
 from headwater.influence.ensembles.members import model_key, seed_of
-from tests.influence.denoisers import Brute, Network, T, close, images, labelled, made, trained
+from tests.influence.denoisers import Brute, D, Linear, Network, T, close, images, labelled, made, trained
 
 COSINE = hw.tasks.cosine(T)
 TASK = hw.tasks.Diffusion(COSINE, timesteps=4)
@@ -145,9 +145,69 @@ def test_members_of_an_ensemble_have_projections_of_their_own(run, tmp_path):
         ({"output": 3}, "output=3"),
         ({"output": TASK.output("mean", events=TASK.grid(3))}, "events of its own"),
         ({"dim": 0}, "dim"),
-        ({"timesteps": 51}, "from 1 to 50"),
+        ({"timesteps": 0}, "0 timesteps"),
     ],
 )
 def test_bad_settings_of_dtrak_are_refused(run, settings, message):
     with pytest.raises(InputError, match=message):
         values(run, hw.DTrak(**settings))
+
+
+# --------------------------------------------------------------------------------------------------------------------- DAS
+
+
+def test_das_of_a_linear_denoiser_is_the_exact_change_when_an_example_is_left_out(tmp_path):
+    """Ridge regression of the noise, solved again without each example: ``|out_without_i(q) - out(q)|^2``, at each example's own event."""
+    t, relative = 20, 0.01
+    task = hw.tasks.Diffusion(COSINE, timesteps=(t,), noise="example", seed=4)
+    held, asked = (task.examples(data).batch(range(len(data))) for data in (TRAIN, task.examples(ASKED).asked()))
+
+    def features_of(batch, data):
+        x = batch.signal * data + batch.noise * batch.eps[:, 0]
+        return Linear.phi(x, torch.full((len(x),), t))
+
+    phi, phi_q, eps = features_of(held, TRAIN), features_of(asked, ASKED), held.eps[:, 0]
+
+    def solution(keep):
+        shift = relative * float(phi.square().sum())
+        return torch.linalg.solve(phi[keep].mT @ phi[keep] + shift * torch.eye(D + 2, dtype=torch.float64), phi[keep].mT @ eps[keep]).mT
+
+    whole = solution(torch.ones(12, dtype=torch.bool))
+    truth = np.array([[float((phi_q[q] @ (solution(torch.arange(12) != i) - whole).mT).square().sum()) for i in range(12)] for q in range(3)])
+    build = lambda: made(Linear)  # noqa: E731
+    optimizer = lambda m: torch.optim.SGD(m.parameters(), 0.1)  # noqa: E731
+    run = hw.Run.from_checkpoints(tmp_path / "run", {1: {"fc.weight": whole}}, build=build, train=TRAIN, task=task, optimizer=optimizer)
+    method = hw.DAS(timesteps=(t,), noise="example", seed=4, regularisation=relative)
+    assert close(values(run, method), truth, 1e-10)
+    assert close(values(run, hw.DAS(dim=10_000, timesteps=(t,), noise="example", seed=4, regularisation=relative)), truth, 1e-10)
+
+
+@pytest.mark.parametrize("dim", [None, 8, 24])
+def test_das_is_the_formula_on_any_network_and_event(run, dim):
+    grid = TASK.grid(STEPS, 2)
+    method = hw.DAS(dim=dim, timesteps=STEPS, draws=2)
+    train, asked = features(run, TRAIN, "mean", "train", grid), features(run, ASKED, "mean", "query", grid)
+    if dim:
+        from headwater.influence.engine import Engine
+        from headwater.influence.trak.projecting import Projector
+
+        engine = Engine.of(run, None)
+        engine.load((12,))
+        projector = Projector(engine.capture.blocks, method.sketch, torch.device("cpu"))
+        asked, train = (projector(engine.capture.gradients(TASK.output("mean"), TASK.examples(d).over(grid).batch(range(len(d))))).numpy() for d in (ASKED, TRAIN))
+    model = run.load(run.model(), 12)
+    with torch.no_grad():
+        missed = (6 * TASK.loss(model, TASK.examples(TRAIN).over(grid).batch(range(12)))).sqrt().numpy()  # of the mean over 6 numbers
+    leverage = np.diag(kernel(train, train, 0.005))
+    found = hw.trace(run, ASKED, method, progress=False)
+    assert close(found.values, (kernel(asked, train, 0.005) * missed / (1 - leverage)) ** 2, 1e-9)
+    assert found.provenance["largest_leverage"] == pytest.approx(leverage.max(), abs=1e-6) and leverage.max() < 1
+    assert found.unit == "magnitude" and (found.values >= 0).all() and "no opponents" in repr(found)
+
+
+def test_das_is_swept_and_measured_as_other_methods_are(run):
+    sweep = hw.trace(run, ASKED, hw.DAS(timesteps=STEPS, regularisation=(0.001, 0.1)), progress=False)
+    assert len(sweep) == 2 and not close(sweep[0].values, sweep[1].values, 0.1)
+    assert hw.evaluate.against(sweep[0], {"other": sweep[1]}, k=3).found["other"].slope is None  # magnitudes of no unit
+    with pytest.raises(InputError, match="regularisation=0"):
+        hw.DAS(regularisation=0.0)

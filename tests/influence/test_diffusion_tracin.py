@@ -325,7 +325,7 @@ def test_scores_are_of_the_measure_and_rows_may_be_named(run):
         ({"window": 3}, "above 1 only of recorded events"),
         ({"window": 0, "events": "replay"}, "at least 1"),
         ({"keep": ("epoch",)}, "checkpoint"),
-        ({"timesteps": 51}, "from 1 to 50"),
+        ({"timesteps": 0}, "0 timesteps"),
         ({"timesteps": (3, 50)}, "timesteps from 0 to 49"),
         ({"draws": 0}, "at least one of each"),
         ({"noise": "mine"}, "'shared' or 'example'"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 MEASURES = ("spearman", "pearson", "jaccard", "rbo", "sign")
-_NO_UNIT = ("rank only", "cosine")
+_NO_UNIT = ("rank only", "cosine", "magnitude")
 _BLOCK = 2**23  # numbers of one block of queries
 _DEEP = 1e-9  # ranks whose weight in the rank-biased overlap is below this are left out
 

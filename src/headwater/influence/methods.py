@@ -17,7 +17,7 @@ from headwater.linalg import Response
 from headwater.training import Run, Segment, segments
 from headwater.training.segments import AUTO
 
-RANK_ONLY, COSINE, MEASUREMENT = "rank only", "cosine", "measurement"
+RANK_ONLY, COSINE, MEASUREMENT, MAGNITUDE = "rank only", "cosine", "measurement", "magnitude"
 Weights = tuple[int, ...]
 """Steps whose recorded parameters are averaged; one step for a plain checkpoint."""
 

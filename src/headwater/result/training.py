@@ -24,6 +24,7 @@ UNITS = {
     "measurement": "the measurement's own unit: removing the example is predicted to lower it by the score (hw.evaluate.slope: how far sizes hold)",
     "rank only": "no unit: scores rank training examples, their size means nothing",
     "cosine": "no unit: cosines between -1 and 1",
+    "magnitude": "a magnitude: how far the prediction moves without the example, squared; at least 0, so there are no opponents",
 }
 EXAMPLES = "training examples"
 """What columns are, where provenance does not say that they are groups, tokens or terms of them."""

@@ -9,25 +9,20 @@ cheaper. With ``N < dim`` the kernel is solved in the space of examples, which g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import nn
 
-from headwater.errors import InputError
-from headwater.influence.diffusion.kernels import REGULARISATION, OutputFunction, asked_by, check_kernel, check_output, diffusion, met_at, named, outputs_of
+from headwater.influence.diffusion.kernels import REGULARISATION, OneKernel, OutputFunction, asked_by, check_output, diffusion, met_at, outputs_of
 from headwater.influence.methods import RANK_ONLY
-from headwater.influence.request import SCORES, Parts, Request, mean_of_scores
-from headwater.influence.trak import exact
-from headwater.influence.trak.method import Kernel, solved
+from headwater.influence.request import SCORES, Parts, Request
+from headwater.influence.trak.method import solved
 from headwater.linalg.projections import Projection
-from headwater.linalg.structured import KhatriRao
 from headwater.tasks.diffusion import Grid
 
 
 @dataclass(frozen=True, repr=False)
-class DTrak:
+class DTrak(OneKernel):
     """D-TRAK: TRAK's kernel, of gradients of an output function averaged over timesteps, on both sides (Zheng et al. 2024, arXiv 2311.00500).
 
     Args:
@@ -61,38 +56,16 @@ class DTrak:
     projection: Projection | None = None
 
     def __post_init__(self) -> None:
-        for name in ("timesteps", "regularisation"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        values = self.regularisation if isinstance(self.regularisation, tuple) else (self.regularisation,)
-        check_kernel(self.dim, self.projection, values)
+        self._check()
         check_output(self.output)
 
     def __repr__(self) -> str:
-        how = f"projection={self.projection!r}" if self.projection is not None else f"dim={self.dim}"
-        more = "".join(f", {name}={getattr(self, name)!r}" for name in ("noise", "seed") if getattr(self, name) != getattr(type(self), name))
-        return f"DTrak({how}, timesteps={self.timesteps}, draws={self.draws}, output={named(self.output)}, regularisation={self.regularisation!r}{more})"
-
-    @property
-    def sketch(self) -> Projection | None:
-        """The projection that is used; None for the exact kernel."""
-        return KhatriRao(self.dim) if self.projection is None and self.dim is not None else self.projection
-
-    def sweep(self) -> tuple[DTrak, ...]:
-        """One method for each regularisation."""
-        values = self.regularisation if isinstance(self.regularisation, tuple) else (self.regularisation,)
-        return tuple(replace(self, regularisation=value) for value in values)
-
-    def member(self, k: int) -> DTrak:
-        """The method as member k of an ensemble applies it: with a projection of its own; the exact kernel as it is."""
-        own = self.sketch
-        return self if own is None else replace(self, dim=None, projection=replace(own, seed=own.seed + k))
+        return self._told("timesteps", "draws", "output")
 
     def prove(self, request: Request, model: nn.Module, trained: int) -> None:
         """Raise InputError, from the first examples, where a task is no diffusion task, has no such output, or the kernel no room."""
         outputs_of(self._met(request).run, self.output).run_once(model)
-        if self.sketch is None and trained > request.run.size:
-            exact.check_room(request.run.size, request.memory)
+        self._fits(request, trained)
 
     def parts(self, request: Request) -> Parts:
         """One model's scores (queries, train)."""
@@ -100,17 +73,6 @@ class DTrak:
         found, facts = solved(self._kernel, outputs_of(seen.run, self.output), seen)
         facts["events"] = repr(self._grid(request))
         return Parts({SCORES: found.kernel.cpu().numpy()}, repr(self), RANK_ONLY, facts)
-
-    def combine(self, members: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-        """The mean of the members' scores."""
-        return mean_of_scores(members)
-
-    @property
-    def _kernel(self) -> Kernel:
-        if isinstance(self.regularisation, tuple):
-            given = f"a sweep of {len(self.regularisation)} regularisations where one is needed"
-            raise InputError(given, "one number", "one of method.sweep(), chosen by hw.evaluate.tuned")
-        return Kernel(repr(self), self.sketch, self.regularisation)
 
     def _grid(self, request: Request) -> Grid:
         return diffusion(request.run.stages[-1]).grid(self.timesteps, self.draws, noise=self.noise, seed=self.seed)
