@@ -62,7 +62,7 @@ class OptimizerRecord:
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
     """torch's optimizer inside a wrapper (accelerate's, say), which keeps it in ``.optimizer``."""
-    while not isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "optimizer"):
+    while type(optimizer) not in KINDS and hasattr(optimizer, "optimizer"):  # accelerate's is an Optimizer itself
         optimizer = optimizer.optimizer
     if type(optimizer) not in KINDS:
         raise UnknownOptimizer(

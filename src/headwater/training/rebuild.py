@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from headwater.errors import DamagedFile, InputError, MissingCheckpoint, ModelMismatch
+from headwater.errors import InputError, ModelMismatch
 from headwater.tasks import Task
+from headwater.training.averages import Average
+from headwater.training.folders import as_in, average_folder, decay_of, load, optimizer_file_of, weights_file
 from headwater.training.journal import STEPS, Journal, stage_facts, state_of
 from headwater.training.optimizers import ADAM, OptimizerRecord, describe, second_moments, unwrapped
 
@@ -31,6 +32,7 @@ def write_run(
     states: Mapping[int, Any],
     reduction: str,
     overwrite: bool,
+    averages: Mapping[int, Any] | None = None,
 ) -> None:
     """See :meth:`headwater.Run.from_checkpoints`."""
     steps = sorted(int(step) for step in checkpoints)
@@ -39,6 +41,8 @@ def write_run(
     model = build()
     moved = unwrapped(optimizer(model))
     record = describe(moved, model)
+    states = {**{step: file for step in steps if (file := optimizer_file_of(checkpoints[step])) is not None}, **states} if record.kind == ADAM else states
+    averaged = _averages(averages, checkpoints)
     without = [step for step in steps if step not in states and step > 0]
     if record.kind == ADAM and without:
         raise InputError(
@@ -51,12 +55,19 @@ def write_run(
     journal.note_code(model)
     journal.manifest["stages"].append(stage_facts("train", 0, task, task.examples(train), record, reduction))
     journal.manifest["stages"][0]["stop"] = steps[-1]
+    if averaged:
+        journal.manifest["stages"][0]["ema"] = _average_facts(averaged)
     journal.log(_rows(record, moved, schedule, batch_size), np.zeros(0, np.uint32))
     for step in steps:
-        _load(model, _tensors(checkpoints[step]), step)
+        average: dict[str, Tensor] = {}
+        if step in averaged:  # loaded as the raw weights are, and so checked
+            _load(model, _tensors(averaged[step]), step, record.names)
+            average = {n: t.clone() for n, t in state_of(model).items()}
+        _load(model, _tensors(checkpoints[step]), step, record.names)
         if step in states:
             moved.load_state_dict(_tensors(states[step]))
-        journal.save(step, model, second_moments(moved, model) if step in states else {})
+        differing = Average(average, model).differing() if average else None
+        journal.save(step, model, second_moments(moved, model) if step in states else {}, differing)
     journal.manifest["finished"] = True
     journal.flush()
 
@@ -86,21 +97,36 @@ def _rows(record: OptimizerRecord, optimizer: torch.optim.Optimizer, schedule: n
 
 
 def _tensors(given: Any) -> Any:
-    """A state dict, or the one in a file."""
+    """A state dict, or the one in a file or folder."""
     if not isinstance(given, str | Path):
         return given
-    path = Path(given)
-    if not path.is_file():
-        raise MissingCheckpoint(f"{path} is not a file", "a checkpoint", "check the path")
-    try:
-        return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise many types for a broken file
-        raise DamagedFile(f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})", "a state dict of tensors", "save it again") from error
+    return load(weights_file(Path(given)) if Path(given).is_dir() else Path(given))
 
 
-def _load(model: nn.Module, state: Any, step: int) -> None:
+def _averages(given: Mapping[int, Any] | None, checkpoints: Mapping[int, Any]) -> dict[int, Any]:
+    """Averaged weights by step: as given, or the folders of diffusers that lie beside those of the raw ones, where all have one."""
+    found = given if given is not None else {step: average_folder(held) for step, held in checkpoints.items() if step > 0}
+    averages = {int(step): held for step, held in found.items() if held is not None}
+    missing = [step for step in checkpoints if step > 0 and step not in averages]
+    if averages and missing:
+        raise InputError(
+            f"averaged weights at steps {sorted(averages)}, and none at {missing}", "those of every checkpoint, or none", "averages={step: ...}, or averages={}"
+        )
+    return averages
+
+
+def _average_facts(averages: dict[int, Any]) -> dict[str, Any]:
+    last = averages[max(averages)]
+    folder = Path(last) if isinstance(last, str | Path) and Path(last).is_dir() else None
+    return {"kind": "EMA", "decay": decay_of(folder) if folder is not None else None}
+
+
+def _load(model: nn.Module, state: Any, step: int, trained: frozenset[str]) -> None:
+    """Put a state dict into the model; one of adapters alone leaves everything else as ``build`` made it. Raises ModelMismatch."""
+    adapters = bool(state) and all(".lora" in name for name in state)
+    state = as_in(state, state_of(model)) if adapters else state
     expected = state_of(model)
-    missing = [name for name in expected if name not in state]
+    missing = [name for name in expected if name not in state and (not adapters or name in trained)]
     wrong = [n for n, t in expected.items() if n in state and state[n].shape != t.shape]
     extra = [name for name in state if name not in model.state_dict()]
     if missing or wrong or extra:

@@ -16,7 +16,7 @@ from headwater.errors import HeadwaterError, InputError, RunError, TaskError
 from headwater.tasks import Examples, Task
 from headwater.tasks.batches import to
 from headwater.tasks.code import model_digest
-from headwater.tasks.diffusion import Draw
+from headwater.tasks.diffusion import Diffusion, Draw, Noisy
 from headwater.tasks.task import per_example
 from headwater.training.averages import Average
 from headwater.training.journal import EVENTS, Journal, stage_facts
@@ -79,6 +79,7 @@ class Recorder:
         self._data: list[tuple[Any, Task]] = []
         self._watched: Watched | None = None
         self._average: Average | None = None
+        self._drawn: list[tuple[np.ndarray, Draw]] = []
         self._state_known = False
         self._first = {"name": stage, "train": train, "task": task, "checkpoints": checkpoints, "steps": steps, "reduction": reduction, "ema": ema}
         if model is not None:
@@ -144,11 +145,41 @@ class Recorder:
             self._save(0)
         return self
 
-    def step(self, indices: Any, *, clip: float = 1.0, loss: Any = None, events: Draw | None = None) -> None:
+    def draw(self, indices: Any, batch: Any = None, *, generator: torch.Generator | None = None) -> Noisy:
+        """Noise events of a training batch of a diffusion model, remembered for the next :meth:`step`: in place of a loop's own ``randn_like``,
+        ``randint`` and ``add_noise``, which nothing could repeat.
+
+            drawn = recorder.draw(indices, latents)
+            answer = unet(drawn.noisy, drawn.timesteps, encoder_hidden_states).sample
+            loss = F.mse_loss(answer.float(), drawn.target)
+            ...
+            optimizer.step()
+            recorder.step()
+
+        With gradient accumulation, several draws come before one step; it is then made of the examples of all. ``indices``: as for
+        :meth:`step`; ``batch``: these examples as the network's loss takes them, or their images alone, on the device; default: read from
+        the stage's dataset. ``generator``: torch's; the global one if None. Raises InputError, RunError.
+        """
+        watched = self._watched
+        if watched is None:
+            raise RunError("recorder.draw() before recorder.watch()", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
+        train, task = self._data[-1]
+        if not isinstance(task, Diffusion):
+            raise InputError(f"recorder.draw() in a stage whose task is {type(task).__name__}", "a hw.tasks.Diffusion", "draw nothing: recorder.step(indices)")
+        ids = _ids(indices, watched.size)
+        if batch is None:
+            device = next((p.device for p in watched.model.parameters()), torch.device("cpu"))
+            batch = to(Examples(train, task.collate).batch(ids), device)
+        drawn = task.noisy(batch, task.draw(len(ids), generator))
+        self._drawn.append((ids, drawn.events))
+        return drawn
+
+    def step(self, indices: Any = None, *, clip: float = 1.0, loss: Any = None, events: Draw | None = None) -> None:
         """Record the optimizer step just taken.
 
         Args:
-            indices: the ids, in the stage's dataset, of the examples whose losses made its gradient (all micro-batches together).
+            indices: the ids, in the stage's dataset, of the examples whose losses made its gradient (all micro-batches together); left out
+                where :meth:`draw` was told them.
             clip: the factor that gradient clipping multiplied the gradient with; ``max_norm / total_norm`` will do (above 1 counts as 1).
                 torch's own factor is ``max_norm / (total_norm + 1e-6)``: with that one a replay can be exact to the last bit. A factor
                 below 1 is taken as clipping of the 2-norm of the gradients of all the watched optimizer's parameters together
@@ -156,7 +187,8 @@ class Recorder:
             events: of a diffusion model, the noise events of these examples, in their order, as ``task.draw`` gave them.
             loss: the loss of the whole batch, if you like: a replay then shows at which step it departs (see ``hw.Unrolled``).
 
-        A step that a gradient scaler skipped is recorded as one that moved nothing.
+        A step that a gradient scaler skipped is recorded as one that moved nothing. Of several processes (DistributedDataParallel) one
+        records, with the ids and events of all: ``accelerator.gather``, say, of ``indices``, ``events.t`` and ``events.seeds``.
 
         Raises:
             InputError: ids out of range. RunError: before ``watch``, or several optimizer steps since the last record.
@@ -164,7 +196,7 @@ class Recorder:
         watched = self._watched
         if watched is None:
             raise RunError("recorder.step() before recorder.watch()", "a model and an optimizer to watch", "recorder.watch(model, optimizer)")
-        ids = _ids(indices, watched.size)
+        ids, events = self._seen(indices, events, watched.size)
         rows = watched.rows(len(self.journal.manifest["stages"]) - 1, self.taken + 1, min(1.0, float(clip)), len(ids))
         self.taken += 1
         first = not self._state_known
@@ -179,6 +211,18 @@ class Recorder:
             self._save(self.taken)
             start = self.taken - since
             self.journal.drop([start + s for s in watched.places.thin()])
+
+    def _seen(self, indices: Any, events: Draw | None, size: int) -> tuple[np.ndarray, Draw | None]:
+        """What a step saw: as it is told, or as it was drawn since the last one."""
+        drawn, self._drawn = self._drawn, []
+        if indices is not None and not drawn:
+            return _ids(indices, size), events
+        if not drawn:
+            raise InputError("recorder.step() without indices", "the ids of its examples, or recorder.draw(indices, batch) before it", "recorder.step(indices)")
+        if indices is not None or events is not None:
+            raise InputError("indices or events of a step whose events recorder.draw() gave", "one of the two ways", "recorder.step() alone, after the draws")
+        t, seeds = (torch.cat([getattr(found, name) for _, found in drawn]) for name in ("t", "seeds"))
+        return np.concatenate([ids for ids, _ in drawn]), Draw(t, seeds)
 
     def _log_events(self, events: Draw | None, count: int) -> None:
         """Keep the noise events of a step; every step has them, or none."""

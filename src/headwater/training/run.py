@@ -127,6 +127,7 @@ class Run:
         batch_size: int = 1,
         states: Mapping[int, Any] | None = None,
         reduction: str = "mean",
+        averages: Mapping[int, Any] | None = None,
         overwrite: bool = False,
         device: torch.device | str | None = None,
     ) -> Run:
@@ -134,17 +135,22 @@ class Run:
 
         Args:
             path: a directory for the run (weights are copied into it; curvature and scores will be kept there).
-            checkpoints: step -> a state dict, or the path of one (.safetensors, or a torch file of tensors). The last is the final model.
+            checkpoints: step -> a state dict, or the path of one (.safetensors, or a torch file of tensors), or a folder that holds one: as
+                ``save_pretrained`` of diffusers and transformers leaves it (of a pipeline its unet or transformer), or a file or folder of
+                LoRA adapters alone (the rest is then as ``build`` makes it). The last is the final model.
             optimizer: ``(model) -> optimizer`` as in training, with its learning rate, momentum and weight decay.
             rates: the learning rate of each step: a function of the step (from 1), or as many numbers as the last checkpoint's step;
                 default: the optimizer's own, throughout.
             batch_size: examples per step (matters only with ``reduction="sum"``).
-            states: step -> the optimizer's state dict, or its path: needed for Adam, whose second moments shape its steps.
+            states: step -> the optimizer's state dict, or its path: needed for Adam, whose second moments shape its steps; default: the
+                ``optimizer.bin`` in a checkpoint's folder, as accelerate leaves it.
+            averages: step -> averaged (EMA) weights, given as checkpoints are; default: the folder ``unet_ema`` (``transformer_ema``) in each
+                checkpoint's folder, or beside it. ``{}``: none.
 
         Raises:
             ModelMismatch: a state dict that does not fit. InputError: a schedule of the wrong length, Adam without states.
         """
-        write_run(path, checkpoints, build, train, task, optimizer, rates, batch_size, states or {}, reduction, overwrite)
+        write_run(path, checkpoints, build, train, task, optimizer, rates, batch_size, states or {}, reduction, overwrite, averages)
         return cls.open(path, build=build, train=train, task=task, device=device)
 
     # -- what there is ---------------------------------------------------------------------------------------------------------

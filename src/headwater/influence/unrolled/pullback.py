@@ -157,19 +157,31 @@ def prove_twice(gradients: Iterable[Tensor]) -> int:
     return len(seen)
 
 
+def _together(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: list[Tensor], last: bool) -> list[list[Tensor | None]]:
+    """The derivatives of all ``cotangents`` in one pass, or of each in its own where an operation's derivative cannot be batched (group norm's
+    is one that looks at its input's memory layout)."""
+    count = len(cotangents[0])
+    if count > 1:
+        try:
+            return [list(torch.autograd.grad(list(outputs), list(inputs), cotangents, allow_unused=True, retain_graph=True, is_grads_batched=True))]
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("inside of vmap", "batching rule")):
+                raise
+    parts: list[list[Tensor | None]] = []
+    for k in range(count):
+        one = torch.autograd.grad(list(outputs), list(inputs), [c[k] for c in cotangents], allow_unused=True, retain_graph=not last or k + 1 < count)
+        parts.append([None if t is None else t.unsqueeze(0) for t in one])
+    return parts
+
+
 def backward(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], lanes: int) -> list[Tensor | None]:
     """``d <outputs, cotangent> / d inputs`` for each cotangent (their leading axis), ``lanes`` of them at once. The graph is freed."""
     count = len(cotangents[0])
     parts: list[list[Tensor | None]] = []
     try:
         for start in range(0, count, lanes):
-            some, keep = slice(start, min(start + lanes, count)), start + lanes < count
-            if some.stop - start == 1:
-                one = torch.autograd.grad(list(outputs), list(inputs), [c[start] for c in cotangents], allow_unused=True, retain_graph=keep)
-                parts.append([None if t is None else t.unsqueeze(0) for t in one])
-            else:
-                many = [c[some] for c in cotangents]
-                parts.append(list(torch.autograd.grad(list(outputs), list(inputs), many, allow_unused=True, retain_graph=keep, is_grads_batched=True)))
+            some = slice(start, min(start + lanes, count))
+            parts += _together(outputs, inputs, [c[some] for c in cotangents], last=some.stop == count)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
             raise
