@@ -3,12 +3,13 @@
 from headwater.tasks.diffusion.densities import CosMap, LogitNormal, Mode
 from headwater.tasks.diffusion.encoding import embeddings, latents
 from headwater.tasks.diffusion.events import Draw, Drawn, Events, Grid, Listed, Noised
+from headwater.tasks.diffusion.loop import Noisy
 from headwater.tasks.diffusion.losses import MinSNR
 from headwater.tasks.diffusion.outputs import Output
 from headwater.tasks.diffusion.processes import Process, cosine, flow, from_betas, linear
 from headwater.tasks.diffusion.task import Diffusion
 
 __all__ = [
-    "CosMap", "Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "LogitNormal", "MinSNR", "Mode", "Noised", "Output", "Process",
+    "CosMap", "Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "LogitNormal", "MinSNR", "Mode", "Noised", "Noisy", "Output", "Process",
     "cosine", "embeddings", "flow", "from_betas", "latents", "linear",
 ]  # fmt: skip
