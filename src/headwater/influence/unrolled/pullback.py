@@ -10,6 +10,7 @@ one backward pass through the graph of the gradient (Pearlmutter 1994). Queries 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -158,15 +159,12 @@ def prove_twice(gradients: Iterable[Tensor]) -> int:
 
 
 def _together(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: list[Tensor], last: bool) -> list[list[Tensor | None]]:
-    """The derivatives of all ``cotangents`` in one pass, or of each in its own where an operation's derivative cannot be batched (group norm's
-    is one that looks at its input's memory layout)."""
+    """The derivatives of all ``cotangents`` in one pass, or of each in its own where that fails: the derivatives of some operations (group norm,
+    attention) cannot be batched, and say so in many words. What is wrong otherwise is raised then."""
     count = len(cotangents[0])
     if count > 1:
-        try:
+        with suppress(RuntimeError):
             return [list(torch.autograd.grad(list(outputs), list(inputs), cotangents, allow_unused=True, retain_graph=True, is_grads_batched=True))]
-        except RuntimeError as error:
-            if not any(words in str(error) for words in ("inside of vmap", "batching rule")):
-                raise
     parts: list[list[Tensor | None]] = []
     for k in range(count):
         one = torch.autograd.grad(list(outputs), list(inputs), [c[k] for c in cotangents], allow_unused=True, retain_graph=not last or k + 1 < count)
