@@ -206,6 +206,7 @@ def test_the_command_ends_with_the_figures_and_the_page(study, out):
     done = CliRunner().invoke(cli.app, ["demo", "--quick", "--out", str(out)])
     assert done.exit_code == 0, done.output
     lines = done.stdout.strip().splitlines()
-    assert [line.split(": ")[0] for line in lines[-4:-1]] == [figure.name for figure in headline(study)]
-    assert lines[-1] == f"The page: {out / 'report.html'}"
+    assert [line.split(": ")[0] for line in lines[-5:-2]] == [figure.name for figure in headline(study)]
+    assert lines[-2] == f"The page: {out / 'report.html'}"
+    assert lines[-1].startswith("Next: headwater demo diffusion")
     assert (out / "report.html").read_text() == report.render(page(study))

@@ -11,8 +11,8 @@ import numpy as np
 import headwater as hw
 from headwater import report
 from headwater.cli import asking
-from headwater.cli.screen import doing, say
-from headwater.demo import FULL, QUICK, headline, measure, page
+from headwater.cli.screen import doing, note, say
+from headwater.demo import FULL, QUICK, diffusion, headline, measure, page
 from headwater.evaluate.jobs import select
 from headwater.report.words import marker
 from headwater.tasks import Examples
@@ -28,6 +28,23 @@ def run_demo(out: Path | None, quick: bool) -> None:
     for figure in headline(study):
         say(f"{figure.name}: {figure.value}  ({figure.note})")
     say(f"The page: {file.resolve()}")
+    say("Next: headwater demo diffusion, which traces generated pictures; or your own training, with headwater record")
+
+
+def run_diffusion_demo(out: Path | None, quick: bool) -> None:
+    """``headwater demo diffusion``."""
+    size = diffusion.QUICK if quick else diffusion.FULL
+    place = out or Path("runs/demo-diffusion-quick" if quick else "runs/demo-diffusion")
+    note(diffusion.plan(size, place))
+    study = diffusion.measure(size, place, doing)
+    made = diffusion.page(study)
+    file = report.write(made, place / "report.html")
+    twin = file.with_suffix(".txt")
+    twin.write_text(report.text(made), encoding="utf-8")
+    say()
+    for figure in diffusion.headline(study):
+        say(f"{figure.name}: {figure.value}  ({figure.note})")
+    say(f"The page: {file.resolve()}   (as text: {twin.name})")
 
 
 def record_experiment(file: Path, name: str | None, out: Path | None, seed: int, checkpoints: int, overwrite: bool) -> None:

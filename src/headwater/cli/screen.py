@@ -77,6 +77,11 @@ def doing(what: str) -> Iterator[None]:
     notes.print(f"[green]✓[/green] {what} [dim]({time.perf_counter() - started:.1f} s)[/dim]")
 
 
+def note(line: str) -> None:
+    """A line about the work, on stderr."""
+    notes.print(line, markup=False)
+
+
 def say(line: str = "") -> None:
     """A line of the result, on stdout."""
     typer.echo(line)
