@@ -62,6 +62,8 @@ def latents(
     >>> latents(torch.ones(3, 1, 4, 4), Halves(), progress=False).shape
     torch.Size([3, 1, 2, 2])
     """
+    if not hasattr(vae, "encode"):
+        raise InputError(f"a {type(vae).__name__} without encode", "an autoencoder: AutoencoderKL of diffusers, say", "latents(images, pipe.vae)")
     examples, config = Examples(data, collate), getattr(vae, "config", {})
 
     def encode(ids: range) -> dict[str, Tensor]:
