@@ -70,7 +70,7 @@ class School:
 
     def seed(self, index: int) -> int:
         """Of a member's start, order and dropout: its own for each model."""
-        return seed_of(content_hash("adapter", self.base.weights_hash(self.base.checkpoints[-1]), self.base.architecture, self.settings.seed, index))
+        return seed_of(content_hash("adapter", self.base.weights_hash(self.base.checkpoints[-1]), self.base.variant, self.settings.seed, index))
 
     def path(self, index: int) -> Path:
         """Where a member's adapters lie: named by all that they are made of."""
