@@ -41,6 +41,7 @@ DOOR = [
     "Index",
     "Influence",
     "InteractionScores",
+    "JourneyTrak",
     "KNNShapley",
     "LoGra",
     "LoraEnsemble",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headwater.features.explain import explain
     from headwater.features.interactions import interactions
     from headwater.influence import GradCos, GradDot, Influence, KNNShapley, Query, Refine, Representations, Source, TracIn, floors, projections
-    from headwater.influence.diffusion import DAS, DiffusionReTrac, DiffusionTracIn, DTrak
+    from headwater.influence.diffusion import DAS, DiffusionReTrac, DiffusionTracIn, DTrak, JourneyTrak
     from headwater.influence.ensembles import CheckpointEnsemble, DropoutEnsemble, Ensemble, LoraEnsemble
     from headwater.influence.index import Index, index
     from headwater.influence.logra import LoGra
@@ -54,6 +54,7 @@ __all__ = [
     "Index",
     "Influence",
     "InteractionScores",
+    "JourneyTrak",
     "KNNShapley",
     "LoGra",
     "LoraEnsemble",
@@ -103,7 +104,7 @@ _ROOMS = {
     "features.explain": ("explain",),
     "features.interactions": ("interactions",),
     "influence": ("GradCos", "GradDot", "Influence", "Query", "Refine", "Source", "TracIn", "floors", "projections", "self_influence", "trace"),
-    "influence.diffusion": ("DAS", "DTrak", "DiffusionReTrac", "DiffusionTracIn"),
+    "influence.diffusion": ("DAS", "DTrak", "DiffusionReTrac", "DiffusionTracIn", "JourneyTrak"),
     "influence.ensembles": ("CheckpointEnsemble", "DropoutEnsemble", "Ensemble", "LoraEnsemble"),
     "influence.index": ("Index", "index"),
     "influence.logra": ("LoGra",),

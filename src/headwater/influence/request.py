@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from headwater.influence.queries import Asked
-from headwater.result import TrainingScores
+from headwater.result import Slices, TrainingScores
 from headwater.training import Run
 
 SCORES = "scores"
@@ -48,12 +48,13 @@ class Request:
 @dataclass(frozen=True, eq=False)
 class Parts:
     """One model's contribution: ``arrays`` by name, e.g. ``{"scores": (queries, train)}``; ``name`` and ``unit`` as of the scores made
-    from them; ``provenance``: what it was computed from and what it cost."""
+    from them; ``provenance``: what it was computed from and what it cost; ``slices``: the scores kept apart along an axis."""
 
     arrays: dict[str, np.ndarray]
     name: str
     unit: str
     provenance: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, Slices] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -101,7 +101,7 @@ def _answer(method: Scorer | Answering, request: Request) -> TrainingScores:
         return method.answer(request)
     parts = method.parts(request.in_one_place)
     values, names = method.combine([parts.arrays]), column_names(parts.provenance)
-    return TrainingScores(values, None, parts.name, parts.unit, request.asked.names, names, parts.provenance)
+    return TrainingScores(values, None, parts.name, parts.unit, request.asked.names, names, parts.provenance, parts.slices)
 
 
 def self_influence(

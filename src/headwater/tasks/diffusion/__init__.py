@@ -8,8 +8,9 @@ from headwater.tasks.diffusion.losses import MinSNR
 from headwater.tasks.diffusion.outputs import Output
 from headwater.tasks.diffusion.processes import Process, cosine, flow, from_betas, linear
 from headwater.tasks.diffusion.task import Diffusion
+from headwater.tasks.diffusion.trajectory import Trajectory, Travelled, watched
 
 __all__ = [
     "CosMap", "Diffusion", "Draw", "Drawn", "Events", "Grid", "Listed", "LogitNormal", "MinSNR", "Mode", "Noised", "Noisy", "Output", "Process",
-    "cosine", "embeddings", "flow", "from_betas", "latents", "linear",
+    "Trajectory", "Travelled", "cosine", "embeddings", "flow", "from_betas", "latents", "linear", "watched",
 ]  # fmt: skip

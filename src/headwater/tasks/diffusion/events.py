@@ -192,11 +192,14 @@ class Noised(Examples):
 
     def over(self, events: Any) -> Noised:
         """The same data, seen through other events."""
-        return Noised(self.data, self.collate, self.process, self.weights, events, self.images, self.drop, self.namespace)
+        return self._seen(events, self.namespace)
 
     def asked(self) -> Noised:
         """The same data as queries."""
-        return Noised(self.data, self.collate, self.process, self.weights, self.events, self.images, self.drop, "query")
+        return self._seen(self.events, "query")
+
+    def _seen(self, events: Any, namespace: str) -> Noised:
+        return Noised(self.data, self.collate, self.process, self.weights, events, self.images, self.drop, namespace)
 
     def spread(self) -> Examples:
         """Each example with each of its events alone, noise its own: what curvature is estimated on."""

@@ -20,6 +20,7 @@ from headwater.tasks.diffusion.losses import Weighting, checked, curvature_of, e
 from headwater.tasks.diffusion.networks import answer, conditions_of, without
 from headwater.tasks.diffusion.outputs import Output
 from headwater.tasks.diffusion.processes import Process, prediction_of, process_of
+from headwater.tasks.diffusion.trajectory import Trajectory, Travelled
 from headwater.tasks.draws import Draws
 from headwater.tasks.task import Measure, Task
 
@@ -137,6 +138,8 @@ class Diffusion(Task):
         if isinstance(data, Noised):
             return data
         given = data.data if isinstance(data, Examples) else data
+        if isinstance(given, Trajectory):
+            return Travelled(given, self.process, self.weights, self.events, self.drop)
         collate = self.collate or (data.collate if isinstance(data, Examples) else None)
         return Noised(given, collate, self.process, self.weights, self.events, self.images, self.drop)
 
