@@ -49,6 +49,11 @@ def sd3():
     return diffusers.SD3Transformer2DModel(out_channels=4, **TRANSFORMER, **text)
 
 
+def lumina():
+    return diffusers.Lumina2Transformer2DModel(sample_size=4, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
+                                               num_kv_heads=1, axes_dim_rope=(4, 2, 2), axes_lens=(8, 4, 4), cap_feat_dim=6)  # fmt: skip
+
+
 def flux():
     heads = {"attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": (4, 2, 2)}
     layers = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 6, "pooled_projection_dim": 7}
@@ -297,6 +302,7 @@ MISFITS = {
         lambda: loss_of(unet(), diffusers.DDPMScheduler(), {"images": torch.zeros(1, 3, 4, 4), "label": classes(1)}), "unexpected keyword argument 'label'"),
     "one condition too many": (lambda: loss_of(told(lambda s, x, t: x), hw.tasks.cosine(), (X, Y)), "too many positional arguments"),
     "another shape": (lambda: loss_of(told(lambda s, x, t: x[:, :, 1:]), hw.tasks.cosine(), X), r"shape \(2, 3, 3, 4\) for images of shape \(2, 3, 4, 4\)"),
+    "backwards": (lambda: loss_of(lumina(), diffusers.FlowMatchEulerDiscreteScheduler(), {"images": torch.zeros(1, 4, 4, 4)}), "told the time backwards"),
     "no tensor": (lambda: loss_of(told(lambda s, x, t: {"x": x}), hw.tasks.cosine(), X), "returned a dict"),
 }  # fmt: skip
 

@@ -24,6 +24,8 @@ Conditions = tuple[list[Any], dict[str, Any]]
 _TIMES = ("timestep", "timesteps", "t", "time")
 _BY_LEVEL = ("Flux", "Chroma", "QwenImage", "AuraFlow", "LongCatImage", "OvisImage")
 """Transformers of diffusers that are told the level 0..1, not 1000 times as much: their pipelines divide."""
+_BACKWARDS = ("Lumina2Transformer", "ZImageTransformer")
+"""Those that are told 1 - level and answer with image minus noise: their pipelines turn both around."""
 
 
 def conditions_of(batch: Batch, images: str) -> Conditions:
@@ -134,6 +136,12 @@ def refuse_misfit(network: nn.Module, x: Tensor, process: Process) -> None:
             f"a {name} with Fourier time embeddings, which is told noise levels, and a process that counts timesteps",
             "the variance-exploding process that it was trained with",
             "headwater.tasks.diffusion.Process('diffusion', signal=ones, noise=sigmas, time=sigmas, prediction='epsilon')",
+        )
+    if name.startswith(_BACKWARDS):
+        raise TaskError(
+            f"a {name}, which is told the time backwards and answers with x - eps",
+            "a network that is told what the process says, and answers with eps - x",
+            "wrap it in a module whose forward turns both around, as its pipeline does",
         )
     if name.startswith(_BY_LEVEL) and "Transformer" in name and float(process.time.max()) > 1.5:
         raise TaskError(
