@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from headwater.influence.similarity.labels import classes_of
 from headwater.influence.similarity.pairs import BATCH, KERNELS, averaged, pairs, summed
 from headwater.influence.similarity.representations import provenance_of
 from headwater.influence.similarity.texts import bags, bm25, overlap
-from headwater.influence.similarity.vectors import Inputs
+from headwater.influence.similarity.vectors import Embedded, Inputs, Vectors
 from headwater.philox import key_of, normals
 from headwater.store import content_hash
 from headwater.tasks import Task
@@ -92,39 +92,43 @@ class RawInputs(_Floor):
     """See :func:`inputs`."""
 
     similarity: str = "cosine"
+    embed: Callable[[Batch], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        known = (*KERNELS, *_TEXTS)
+        known = (*KERNELS, *_TEXTS) if self.embed is None else tuple(KERNELS)
         if self.similarity not in known:
             raise InputError(f"similarity={self.similarity!r}", f"one of {', '.join(map(repr, known))}", "hw.floors.inputs('cosine'); 'bm25' for texts")
 
     def parts(self, request: Request) -> Parts:
-        name, unit = f"inputs ({self.similarity})", COSINE if self.similarity == "cosine" else RANK_ONLY
+        vectors: Vectors = Inputs() if self.embed is None else Embedded(self.embed)
+        name, unit = f"{vectors.where.removeprefix('the ')} ({self.similarity})", COSINE if self.similarity == "cosine" else RANK_ONLY
         if self.similarity in _TEXTS:
             started = time.perf_counter()
             last = request.run.stages[-1].task
             asked, train = bags((e, last) for e in request.asked.examples), bags((s.data, s.task) for s in request.run.stages)
             values, cost = _TEXTS[self.similarity](asked, train), {"seconds": round(time.perf_counter() - started, 3)}
         else:
-            found = pairs(request, Inputs(), KERNELS[self.similarity], name)
+            found = pairs(request, vectors, KERNELS[self.similarity], name)
             values, cost = found.values, found.cost
         rows = averaged(values, request) if unit == COSINE else summed(values, request)
         return Parts({SCORES: rows}, name, unit, provenance_of(request.run, cost))
 
 
-def inputs(similarity: str = "cosine") -> RawInputs:
+def inputs(similarity: str = "cosine", embed: Callable[[Batch], Tensor] | None = None) -> RawInputs:
     """How alike the examples themselves are, without any model.
 
     Args:
         similarity: of numbers, flattened: ``"cosine"``, ``"dot"``, or ``"l2"``, minus the distance. Of texts (token ids): ``"bm25"``, the
             weighting of full-text search (k1 = 1.5, b = 0.75), or ``"overlap"``, the Jaccard similarity of their sets of tokens.
+        embed: what to compare in place of the examples: ``batch -> (n, d)``, features of another network, say. It is given batches on the
+            run's device; of a diffusion task, the images (and conditions) without noise.
 
     A named query is the sum over its examples, for cosines the mean.
 
     >>> inputs("l2")
     RawInputs(similarity='l2')
     """
-    return RawInputs(similarity)
+    return RawInputs(similarity, embed)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ class Representations:
         positions: what becomes of further axes: ``"mean"`` over the positions of a sequence (those that the batch's ``attention_mask``
             shows) or the places of a feature map, ``"last"`` position, or ``"all"``, flattened.
 
+        events: of a diffusion model, the noise events at which both sides are seen, features being their mean:
+            ``task.grid((100, 300), draws=4)``; default: the task's.
+
     Scores only rank: strong at finding examples of the same class and kind, weak at predicting what retraining would change (Hanawa et al.
     2021, arXiv 2006.04528). A floor for methods that compute more. A row of several examples (:class:`Query`) is their sum, for cosines
     the mean.
@@ -47,6 +50,7 @@ class Representations:
     similarity: str = "cosine"
     labels: str = "ignore"
     positions: str = "mean"
+    events: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, known in (("similarity", tuple(KERNELS)), ("labels", ("ignore", "agree")), ("positions", POSITIONS)):
@@ -63,6 +67,8 @@ class Representations:
 
     def parts(self, request: Request) -> Parts:
         """What one model contributes (see :class:`headwater.influence.request.Scorer`)."""
+        if self.events is not None:
+            request = replace(request, run=request.run.over(self.events), asked=request.asked.over(self.events))
         signs = np.where(classes_of(request, "labels='agree'").same(), 1, -1) if self.labels == "agree" else None
         vectors = vectors_of(request.run, self.layer, self.positions)
         found = pairs(request, vectors, KERNELS[self.similarity], f"Representations({self.similarity}, {self.positions}, {vectors.where})")
@@ -73,7 +79,8 @@ class Representations:
 
     def _name(self, where: str) -> str:
         labels = "" if self.labels == "ignore" else ", labels='agree'"
-        return f"Representations({self.similarity} of {where}{labels})"
+        events = "" if self.events is None else f" at {self.events}"
+        return f"Representations({self.similarity} of {where}{events}{labels})"
 
     def combine(self, members: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         """The mean of the members' scores."""

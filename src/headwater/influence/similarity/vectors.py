@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from headwater.errors import InputError, NotFinite
 from headwater.tasks import Language, Measure, Task
 from headwater.tasks.batches import Batch, leaves, size, to
+from headwater.tasks.code import code_digest
 from headwater.tasks.diffusion import Diffusion, Drawn
 from headwater.tasks.diffusion.events import image_of
 from headwater.tasks.task import at_least_float32, fields_of, split
@@ -191,6 +192,27 @@ class Inputs:
             )
         numbers = [at_least_float32(t if t.is_floating_point() else t.float()).reshape(len(t), -1) for t in parts]
         return torch.cat(numbers, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """What a function of the user's makes of a batch, (n, ...): of a diffusion task's, of the batch without noise."""
+
+    function: Callable[[Batch], Tensor]
+
+    @property
+    def where(self) -> str:
+        return f"embedding {getattr(self.function, '__name__', type(self.function).__name__)}#{code_digest(self.function, held=True)}"
+
+    def of(self, batch: Batch, task: Task, ask: Measure) -> Tensor:
+        """(n, d). Raises InputError for what is not one vector each."""
+        held = batch.batch if isinstance(batch, Drawn) else batch
+        with torch.no_grad():
+            found = self.function(held)
+        if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != size(held) or not found.is_floating_point():
+            given = f"an embedding that returned {f'shape {tuple(found.shape)}' if isinstance(found, Tensor) else type(found).__name__} for {size(held)} examples"
+            raise InputError(given, "floating numbers (n, d)", "embed=lambda batch: model(batch[0]), say")
+        return at_least_float32(found).reshape(len(found), -1)
 
 
 def inputs_of(batch: Batch, task: Task) -> Any:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from headwater.errors import InputError, TaskError
-from headwater.tasks import Classification, Language, Measure, Regression, Task, log_odds
+from headwater.tasks import Classification, Diffusion, Language, Measure, Regression, Task, log_odds
 from headwater.tasks.batches import Batch, leaves, size, tree_map
 from headwater.tasks.code import code_digest
+from headwater.tasks.diffusion import Drawn
 from headwater.tasks.task import per_example
 
 Given = Measure | tuple[Measure, Measure]
@@ -54,6 +55,9 @@ def output_of(task: Task, given: Given | None) -> Output:
     if type(task).loss in (Classification.loss, Regression.loss, Language.loss):
         known = {Classification.loss: Output(_ClassOdds(task), _OfClasses(task)), Regression.loss: Output(_Prediction(task), _OfResidual(task))}
         return known.get(type(task).loss) or Output(_TokenOdds(task), _OfTokens(task))
+    if isinstance(task, Diffusion):
+        mend = "hw.DTrak(), whose output functions need no weight; or hw.Trak(output=task.output('loss'))"
+        raise TaskError("a Diffusion without a known output function", "an output of which the loss is a function: for a whole image only the loss is", mend)
     raise TaskError(
         f"a {type(task).__name__} without a known output function",
         "the output f (one number per example) of which its loss is a function",
@@ -192,7 +196,8 @@ class _Slope:
             losses = self.task.loss(taped, batch)
             taped.rewind()
             values = per_example(self.output(taped, batch), batch, "output")
-            loss_slope, output_slope = (taped.slopes(v, size(batch)) for v in (losses, values))
+            each = batch.each if isinstance(batch, Drawn) else 1
+            loss_slope, output_slope = (taped.slopes(v, size(batch), each) for v in (losses, values))
         dot, square = (loss_slope * output_slope).sum(1), output_slope.square().sum(1)
         push = torch.where(square > 0, -dot / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0)
         left = (loss_slope + push.unsqueeze(1) * output_slope).norm(dim=1)
@@ -235,11 +240,11 @@ class _Taped(nn.Module):
         self.place += 1
         return outputs
 
-    def slopes(self, values: Tensor, n: int) -> Tensor:
-        """Derivatives of each example's value by the model's outputs for it, (n, outputs)."""
+    def slopes(self, values: Tensor, n: int, each: int) -> Tensor:
+        """Derivatives of each example's value by the model's outputs for its ``each`` rows (noise events), (n, outputs)."""
         outputs = [t for _, held in self.tape for t in leaves(held) if t.requires_grad]
         if not values.requires_grad:
             raise TaskError("a loss or an output= that does not go through the model's outputs", "functions of what the model returns", "hw.Trak(output=(f, push))")
         found = torch.autograd.grad(values.sum(), outputs, retain_graph=True, allow_unused=True)
         parts = [torch.zeros_like(t) if g is None else g for t, g in zip(outputs, found, strict=True)]
-        return torch.cat([part.reshape(n, -1) for part in parts if part.ndim and part.shape[0] == n], 1)
+        return torch.cat([part.reshape(n, -1) for part in parts if part.ndim and part.shape[0] == n * each], 1)
