@@ -42,6 +42,11 @@ class Grid:
         noise: "shared" by all examples (common random numbers: what two examples have in common is then not drowned in different noise),
             or each "example" its own.
         seed, salt: name the noise; the methods put the checkpoint into ``salt``, so that noise averages out over checkpoints.
+
+    >>> own = Grid((10, 500), draws=3, noise="example")
+    >>> t, seeds = own.of(np.array([7, 2]), "train")
+    >>> own.count, t[0].tolist(), bool((own.of(np.array([2]), "train")[1] == seeds[1]).all())
+    (6, [10.0, 10.0, 10.0, 500.0, 500.0, 500.0], True)
     """
 
     timesteps: tuple[int, ...]

@@ -31,7 +31,7 @@ def process_of_scheduler(scheduler: Any) -> Process:
         return _matched(scheduler, config, name)
     if config.get("use_flow_sigmas"):
         return _flowing(config, name, prediction)
-    if name.startswith("EDM") or getattr(scheduler, "alphas_cumprod", None) is None:
+    if getattr(scheduler, "alphas_cumprod", None) is None:
         raise TaskError(
             f"{name}, whose scale Headwater does not know",
             "a scheduler with alphas_cumprod (DDPM, DDIM, PNDM, Euler, LMS, Heun, DPM-Solver, UniPC, ...), or FlowMatch*",

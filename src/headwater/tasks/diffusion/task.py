@@ -104,7 +104,13 @@ class Diffusion(Task):
     # -- events ------------------------------------------------------------------------------------------------------------------
 
     def grid(self, timesteps: int | tuple[int, ...] = 10, draws: int = 1, *, noise: str = ev.SHARED, seed: int = 0, salt: int = 0) -> Grid:
-        """Expected events: so many timesteps that stand for all (or these), with ``draws`` noises each."""
+        """Expected events: so many timesteps that stand for all (or these), with ``draws`` noises each. Raises InputError for others than the
+        process has.
+
+        >>> from headwater.tasks import cosine
+        >>> Diffusion(cosine()).grid(3, draws=2)
+        Grid(timesteps=(1, 500, 999), draws=2, noise='shared', seed=0, salt=0)
+        """
         steps = self.process.strata(timesteps) if isinstance(timesteps, int) else tuple(int(t) for t in timesteps)
         if any(not 0 <= t < self.process.steps for t in steps):
             raise InputError(f"timesteps {steps}", f"timesteps from 0 to {self.process.steps - 1}", "count them in the scheduler's tables")
@@ -119,11 +125,22 @@ class Diffusion(Task):
             recorder.step(indices, events=events)
 
         ``batch``: the batch, or how many examples it has. ``generator``: torch's; the global one if None.
+
+        >>> from headwater.tasks import cosine
+        >>> events = Diffusion(cosine()).draw(4, torch.Generator().manual_seed(0))
+        >>> events.t.shape, events.seeds.shape
+        (torch.Size([4]), torch.Size([4]))
         """
         return ev.draw(batch if isinstance(batch, int) else size(batch), self.process, generator)
 
     def noised(self, batch: Batch, events: Draw) -> Drawn:
-        """A batch with the events that :meth:`draw` gave."""
+        """A batch with the events that :meth:`draw` gave: what :meth:`loss` then sees, conditions left out as in training.
+
+        >>> from headwater.tasks import cosine
+        >>> task, x = Diffusion(cosine()), torch.zeros(4, 3, 8, 8)
+        >>> task.noised(x, task.draw(x)).eps.shape
+        torch.Size([4, 1, 3, 8, 8])
+        """
         return ev.drawn(batch, events.t.unsqueeze(1), events.seeds.unsqueeze(1), self.process, self.weights, self.images, self.drop)
 
     def noisy(self, batch: Batch, events: Draw) -> Noisy:
