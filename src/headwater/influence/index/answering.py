@@ -71,6 +71,12 @@ def panels_for(index: Index, tables: list[Table]) -> None:
     """Raise InputError where a table needs gradients, or coordinates of them, that the index does not hold."""
     for table in tables:
         for row in table.rows:
+            if row.events is not None or row.unit or (row.asking is not None and (row.asking.unit or row.asking.events != (None,))):
+                raise InputError(
+                    f"method {table.name}, which takes gradients at noise events of its own choice",
+                    "a method for the mean gradients that an index holds: hw.GradDot(), hw.GradCos(), hw.TracIn(), hw.Influence(), hw.Source()",
+                    "trace the run itself",
+                )
             covering(row, index.panels)
             if index.manifest["dim"] is not None and row.curvature is not None and repr(row.curvature.estimate) != index.manifest["estimate"]:
                 raise InputError(
