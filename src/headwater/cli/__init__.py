@@ -91,13 +91,16 @@ def trace(
     name: Name = None,
     method: Annotated[
         str,
-        typer.Option(help="source, influence, tracin, graddot, gradcos, trak, logra, representations, knnshapley, unrolled, diffusion-tracin or diffusion-retrac."),
+        typer.Option(
+            help="source, influence, tracin, graddot, gradcos, trak, logra, representations, knnshapley, unrolled; "
+            "of diffusion models also diffusion-tracin, diffusion-retrac, dtrak, das."
+        ),
     ] = "source",
     segments: Annotated[int | None, typer.Option(min=1, help="source: how many segments to cut training into (3).", show_default=False)] = None,
     damping: Annotated[float | None, typer.Option(min=0, help="influence: the damping; default: 1 / summed learning rates.", show_default=False)] = None,
-    dim: Annotated[int | None, typer.Option(min=1, help="trak, logra: to how many numbers gradients are projected.", show_default=False)] = None,
-    timesteps: Annotated[int | None, typer.Option(min=1, help="diffusion-tracin, diffusion-retrac: at how many timesteps (10).", show_default=False)] = None,
-    draws: Annotated[int | None, typer.Option(min=1, help="diffusion-tracin, diffusion-retrac: noises at each timestep (1).", show_default=False)] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="trak, logra, dtrak, das: to how many numbers gradients are projected.", show_default=False)] = None,
+    timesteps: Annotated[int | None, typer.Option(min=1, help="Diffusion models: at how many timesteps (10).", show_default=False)] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Diffusion models: noises at each timestep (1).", show_default=False)] = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(metavar="RUN", help="Average over this recording of the same training too (another --seed of record); repeat for more.", show_default=False),

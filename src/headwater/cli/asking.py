@@ -30,6 +30,8 @@ METHODS: dict[str, type] = {
     "unrolled": hw.Unrolled,
     "diffusiontracin": hw.DiffusionTracIn,
     "diffusionretrac": hw.DiffusionReTrac,
+    "dtrak": hw.DTrak,
+    "das": hw.DAS,
 }
 BESIDE = "experiment.json"  # in the run directory: where the experiment's file is
 WORST = 10
