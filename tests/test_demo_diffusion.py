@@ -4,6 +4,7 @@ import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,6 +77,30 @@ def test_guidance_goes_beyond_the_category_away_from_any_and_pictures_stay_withi
     at_last = ddim(Knows(pictures, anything), torch.tensor([1]), seed=0, steps=5, guidance=3)
     torch.testing.assert_close(at_last, torch.full((1, 3, 32, 32), 0.5), atol=1e-4, rtol=0)  # .125 + 3 (.25 - .125)
     assert ddim(Knows(8 * pictures, anything), torch.tensor([1]), seed=0, steps=5, guidance=3).max() == 1
+
+
+class Gaussian(nn.Module):
+    """The exact answer for pictures of independent normal pixels of variance .04: the clean picture is expected at c x."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t, category):
+        signal, noise = (table[t].to(x)[:, None, None, None] for table in (TASK.process.signal, TASK.process.noise))
+        return (signal * x - 0.04 * signal / (0.04 * signal**2 + noise**2) * x) / noise
+
+
+def test_every_step_mixes_the_picture_with_the_noise_of_the_next_timestep():
+    """A linear network makes the whole way a product: x' = (a' c + s' (1 - a c) / s) x, with signal a and noise s (DDIM, Eq. 12)."""
+    a, s = (table.numpy() for table in (TASK.process.signal, TASK.process.noise))
+    c, visited, factor = 0.04 * a / (0.04 * a**2 + s**2), [999, 799, 599, 400, 200, 0], 1.0
+    for t, after in pairwise(visited):
+        factor *= a[after] * c[t] + s[after] * (1 - a[t] * c[t]) / s[t]
+    start = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    found = ddim(Gaussian(), torch.tensor([0, 1]), seed=3, steps=6, guidance=2.0)
+    torch.testing.assert_close(found, (factor * c[0] * start).clamp(-1, 1), atol=1e-4, rtol=1e-3)
+    assert 0.1 < factor * c[0] < 0.3  # near .2, the standard deviation of such pictures
 
 
 def test_the_pictures_are_those_of_the_recorded_weights(study):
@@ -202,17 +227,17 @@ def test_the_page_needs_nothing_else(html):
 
 def test_each_generation_has_its_lists_with_strips_and_counts(study, html):
     parts = [part for section in page(study).sections for part in section.parts if isinstance(part, report.Rankings) and part.query is not None]
-    assert len(parts) == QUICK.made and html.count('data-testid="rankings"') == QUICK.made + 2
+    assert len(parts) == QUICK.made and html.count('data-testid="rankings"') == QUICK.made + 3
     for row, part in zip(study.shown, parts, strict=True):
         assert part.beside.cards[0].title == f"#{study.near.ids[row]}"
-        assert [ranking.title for ranking in part.rows] == [RETRAC, EXPECTED, REPLAYED]
+        assert [ranking.title for ranking in part.rows] == [REPLAYED, EXPECTED, RETRAC]
         for ranking in part.rows:
             ids = study.top(ranking.title, int(row), 8)
             assert [card.title for card in ranking.cards] == [f"#{i}" for i in ids]
             for i, card in zip(ids, ranking.cards, strict=True):
                 assert card.strip.values == tuple(study.scores[ranking.title].by("timestep").values[:, row, i])
                 count = study.lists[ranking.title][i]
-                told = f"in {count} of {QUICK.made} lists"
+                told = f"in {count} of {QUICK.made}"
                 assert (card.flag, card.badge) == ((told, None) if count >= QUICK.made / 4 else (None, told))
                 assert np.abs(card.image / 255.0 - (study.train[0][i].permute(1, 2, 0).numpy() + 1) / 2).max() < 0.01
 

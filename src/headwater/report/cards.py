@@ -40,7 +40,7 @@ def rankings(part: Rankings) -> Markup:
     legend = _strips([card for row in (*part.rows, *([] if part.beside is None else [part.beside])) for card in row.cards])
     if part.query is None:
         return tag("article", answers, legend, class_="panel rankings", data_testid="rankings")
-    beside = part.beside and _ranking(part.beside)
+    beside = None if part.beside is None else _ranking(part.beside)
     asked = tag("div", tag("h3", "Query"), _card(part.query, 1.0, "query"), beside, class_="asked")
     body = tag("div", asked, answers, class_="attribution-body")
     return tag("article", body, legend, class_="panel attribution rankings", data_testid="rankings")

@@ -11,19 +11,19 @@ import torch
 from headwater.demo.diffusion.experiment import CATEGORIES
 from headwater.demo.diffusion.study import EXPECTED, REPLAYED, RETRAC, RETRAC_REPLAYED, TOP, Study
 from headwater.demo.page import share
-from headwater.report import Axis, Card, Curve, Figure, Figures, Gallery, Page, Prose, Ranking, Rankings, Section, Series, Strip, Table
+from headwater.report import Axis, Card, Curve, Figure, Figures, Page, Prose, Ranking, Rankings, Section, Series, Strip, Table
 from headwater.report.examples import picture
 from headwater.report.numbers import duration, minus
 
 ROW = 8  # training images shown in a row
 BUSY = 8  # of the busiest training images of each method
-SIDE_BY_SIDE = (RETRAC, EXPECTED, REPLAYED)
+SIDE_BY_SIDE = (REPLAYED, EXPECTED, RETRAC)
 ALONG = "along timesteps, from nearly clean at the left to nearly pure noise at the right"
 WHAT = {
-    REPLAYED: "each training image by the one noise event that it met last before a checkpoint, as first published",
-    RETRAC_REPLAYED: "the same events, each gradient brought to unit norm",
-    EXPECTED: "each training image by its mean gradient over a grid of noise events",
-    RETRAC: "the same grid, each timestep's gradient brought to unit norm",
+    REPLAYED: "gradients at the one noise event that training met last before each checkpoint, as first published",
+    RETRAC_REPLAYED: "at that one event, each gradient at unit norm",
+    EXPECTED: "mean gradients over a grid of noise events",
+    RETRAC: "over that grid, each timestep's gradient at unit norm",
 }
 
 MADE = """The network was asked for {each} pictures of each category, from fixed noise, with {steps} steps of DDIM and a guidance of {guidance}. None was left \
@@ -33,8 +33,8 @@ OWED = """At the left a generation, beside it the training images that training 
 gradients point the way that lowers the generation's own denoising loss. Scores rank; their size has no unit, so only the order is shown.
 
 The strip under a training image says at which timesteps of the generation's denoising its score arises, {along}: blue where training on it \
-helped, orange over a line where it hurt, full shade at the largest. A badge counts in how many of the {made} generations' top tens an image is; it is a flag from \
-a quarter on: such an image may say more about itself than about the generation.
+helped, orange over a line where it hurt, full shade at the largest. A badge such as "in 3 of {made}" says that the image is in the \
+top ten of 3 of the {made} generations; from a quarter on it is a flag: such an image may say more about itself than about the generation.
 
 The category is not told to the methods except as the network's own input. "Nearest in pixels" knows no network at all."""
 
@@ -169,7 +169,7 @@ def _example(study: Study, name: str, i: int, row: int | None = None) -> Card:
     """A training image, with its strip of timesteps if it is of one generation's list, and how many lists it is in."""
     count, made = int(study.lists[name][i]), study.size.made
     often = count >= made / 4
-    told = f"in {count} of {made} lists"
+    told = f"in {count} of {made}"
     strip = None if row is None else Strip(tuple(study.scores[name].by("timestep").values[:, row, i]), ALONG)
     return Card(f"#{i}", image=_image(study.train[0][i]), strip=strip, badge=None if often else told, flag=told if often else None)
 
@@ -229,23 +229,18 @@ def _crowd(study: Study) -> Section:
 
 def _copies(study: Study) -> Section:
     near, made = study.near, study.size.made
-    closest = np.argsort(near.distances, kind="stable")[: min(6, made)]
-    cards = tuple(
-        card
-        for row in map(int, closest)
-        for card in (
-            Card(f"Generation g{row}", f"{near.distances[row]:.3f} away from", image=_image(study.made[0][row])),
-            Card(f"#{int(near.ids[row])}", CATEGORIES[int(study.train[1][near.ids[row]])], image=_image(study.train[0][near.ids[row]])),
-        )
-    )
+    closest = [int(row) for row in np.argsort(near.distances, kind="stable")[:ROW]]
+    generations = tuple(Card(f"g{row}", f"{near.distances[row]:.3f}", image=_image(study.made[0][row])) for row in closest)
+    nearest = tuple(Card(f"#{near.ids[row]}", image=_image(study.train[0][near.ids[row]]), flag="a copy, by pixels" if near.close[row] else None) for row in closest)
     listed = ", ".join(f"{study.nearest_listed(name)} by {name}" for name in study.scores)
     close = int(near.close.sum())
     verdict = (
         f"{close} of {made} generations {'is' if close == 1 else 'are'} that close to a training image; the nearest is {near.distances.min():.3f} away, the average "
         f"{near.distances.mean():.3f}. The nearest training image in pixels is in the top ten of {listed} (of {made}): influence and likeness are two things. "
-        f"The {len(closest)} closest pairs, generation and training image by turns:"
+        f"The {len(closest)} generations that are closest:"
     )
-    return Section("Is it memorised?", COPIES.format(usual=near.usual), (Prose(verdict), Gallery(cards)))
+    rows = Rankings((Ranking("Generations", generations, "and how far they are"), Ranking("The nearest training image of each", nearest)))
+    return Section("Is it memorised?", COPIES.format(usual=near.usual), (Prose(verdict), rows))
 
 
 def _costs(study: Study) -> Section:
