@@ -49,7 +49,7 @@ COPIES = """Distance is the root mean square difference over pixels and colours,
 from their own nearest fellow (exact copies left out): {usual:.3f} in the middle. A generation less than half as far from a training image counts as a copy of it here."""
 
 LIMITS = """These figures say how specific the lists are, not whether they are right. A method may be specific and wrong: only training again without the images that \
-it names would tell, and that is not done on this page (`headwater.evaluate` can). They are of one training of one small network on {train} pictures; \
+it names would tell, and that is not done on this page (hw.evaluate can). They are of one training of one small network on {train} pictures; \
 with {made} generations, differences of a few images between two methods may be chance."""
 
 
