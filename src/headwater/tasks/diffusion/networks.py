@@ -96,7 +96,7 @@ def _arguments(network: nn.Module, x: Tensor, time: Tensor, conditions: Conditio
         raise TaskError(
             f"a {type(bare(network)).__name__} that cannot be called with x_t, t, {len(given)} conditions in order and {sorted(named)} by name: {error}",
             f"the arguments of its forward{signature}",
-            "give conditions by name, in batches that are mappings: {'images': ..., 'encoder_hidden_states': ...}; what every call shares: Diffusion(fixed={...})",
+            "give conditions by name: {'images': ..., 'encoder_hidden_states': ...}; what every call shares: Diffusion(fixed={...}); leave out the rest",
         ) from error
     return args, kwargs
 
