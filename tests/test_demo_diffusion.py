@@ -262,7 +262,7 @@ def test_the_page_says_what_was_measured(study, said):
         (0, 2, "nothing to remove here"),
         (9, 3, "0.33 times as many: the published third or less"),
         (9, 4, "not the published third"),
-        (4, 4, "as many as TracIn"),
+        (4, 4, "1.00 times as many: the same"),
         (3, 4, "more than TracIn"),
     ],
 )

@@ -29,8 +29,8 @@ WHAT = {
 MADE = """The network was asked for {each} pictures of each category, from fixed noise, with {steps} steps of DDIM and a guidance of {guidance}. None was left \
 out. It has {parameters} parameters and saw each of {train} emoji about {epochs} times, in a few minutes of a CPU: expect shapes and colours of emoji, not detail."""
 
-OWED = """At the left a generation, beside it the training images that training by TracIn or ReTrac says it is owed to, strongest first: those whose \
-gradients point the way that lowers the generation's own denoising loss. Scores rank; their size has no unit, so only the order is shown.
+OWED = """At the left a generation, beside it the training images that it is owed to according to TracIn and ReTrac, strongest first: those whose gradients \
+point the way that lowers the generation's own denoising loss. Scores rank; their size has no unit, so only the order is shown.
 
 The strip under a training image says at which timesteps of the generation's denoising its score arises, {along}: blue where training on it \
 helped, orange over a line where it hurt, full shade at the largest. A badge such as "in 3 of {made}" says that the image is in the \
@@ -119,7 +119,7 @@ def _fewer(plain: float, unit: float, where: str) -> str:
     if plain == 0:
         return f"{where} no training image is in a quarter of the top tens by TracIn, {unit:.0f} by ReTrac: nothing to remove here."
     ratio = unit / plain
-    verdict = "more than TracIn" if ratio > 1 else "as many as TracIn" if ratio == 1 else "the published third or less" if ratio <= 1 / 3 else "not the published third"
+    verdict = "more than TracIn" if ratio > 1 else "the same" if ratio == 1 else "the published third or less" if ratio <= 1 / 3 else "not the published third"
     return (
         f"{where} ReTrac leaves {unit:.0f} training images in a quarter of the top tens or more where TracIn leaves {plain:.0f} ({ratio:.2f} times as many: {verdict})."
     )
