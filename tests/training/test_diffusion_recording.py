@@ -4,14 +4,16 @@ import copy
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 import headwater as hw
-from headwater.errors import InputError, RunError
+from headwater.errors import DamagedFile, GradientError, InputError, MissingCheckpoint, RunError
 from headwater.influence.request import Parts
 from headwater.tasks.diffusion.events import dropped, noise_of
+from headwater.training.folders import load, weights_file
 from headwater.training.replay import Replay
 from tests.influence.denoisers import Brute, D, Linear, Network, T, images, labelled, made, trained
 
@@ -207,7 +209,7 @@ def through_training(task, build, data, steps, rate, queries, drop=None):
     model = build()
     images = data[0] if isinstance(data, tuple) else data
     w = torch.ones(len(images), dtype=torch.float64, requires_grad=True)
-    theta = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    theta = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
     for ids, events in steps:
         t = events.t.long()
         a, b = task.process.signal[t][:, None], task.process.noise[t][:, None]
@@ -397,6 +399,7 @@ def test_an_accelerated_loop_is_recorded_by_its_draws_and_replayed_to_the_last_b
     assert run.averages(2) and not torch.equal(run.weights(2)["conv_in.weight"], run.weights(2, averaged=True)["conv_in.weight"])
 
 
+@pytest.mark.slow
 def test_the_model_in_distributed_data_parallel_is_the_one_recorded(tmp_path):
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
@@ -426,3 +429,255 @@ def test_draws_and_told_steps_do_not_mix(tmp_path):
         plain.draw([0])
     with pytest.raises(RunError, match=r"before recorder.watch"):
         hw.Recorder(tmp_path / "third", task=TASK, train=TRAIN).draw([0])
+
+
+# ---- adapters on a frozen base
+
+
+def adapters_by_sgd(model, rate=0.1):
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], rate)
+
+
+def adapted(build=lambda: made(Network), targets=("enter", "leave")):
+    """A model with peft's adapters, everything else frozen; as diffusers' scripts make it."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = build().requires_grad_(False)
+    torch.manual_seed(1)
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, init_lora_weights="gaussian", target_modules=list(targets)), model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def adapted_run(tmp_path_factory):
+    model = adapted()
+    return trained(
+        tmp_path_factory.mktemp("lora") / "run", model, TASK, TRAIN, optimizer=adapters_by_sgd(model, 0.3), checkpoints=[6, 12]
+    ).finish()
+
+
+def flat(tensors):
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def adapter_gradients(run, step, examples, events):
+    """Of each example's loss at one event (or the mean of several), one at a time, in the adapters alone."""
+    model = run.load(run.model(), step)
+    parameters = [p for n, p in model.named_parameters() if "lora" in n]
+    rows = []
+    for i in range(len(examples)):
+        batch = TASK.examples(examples).over(events).batch([i])
+        a, b, t = batch.signal[0], batch.noise[0], batch.time[0]
+        out = model(a[:, None] * examples[i] + b[:, None] * batch.eps[0], t)
+        rows.append(flat(torch.autograd.grad(((out - batch.eps[0]) ** 2).mean(), parameters)))
+    return torch.stack(rows).numpy()
+
+
+def test_a_run_of_adapters_holds_the_frozen_base_once(adapted_run):
+    run = adapted_run
+    again = hw.Run.open(run.path, build=adapted, train=TRAIN, task=TASK)
+    for step in (0, 6, 12):
+        state = safetensors.torch.load_file(run.path / "checkpoints" / f"{step}.safetensors")
+        assert state and all("lora" in name for name in state)
+        held, model = again.weights(step), adapted()
+        assert set(held) == set(model.state_dict())
+        for name, p in model.named_parameters():
+            assert torch.equal(held[name], p) == ("lora" not in name or (step == 0)), name
+    assert set(safetensors.torch.load_file(run.path / "frozen.safetensors")) == {n for n in adapted().state_dict() if "lora" not in n}
+    (run.path / "frozen.safetensors").rename(run.path / "hidden")
+    with pytest.raises(DamagedFile, match=r"frozen.safetensors is missing"):
+        hw.Run.open(run.path, build=adapted, train=TRAIN, task=TASK).weights(6)
+    (run.path / "hidden").rename(run.path / "frozen.safetensors")
+
+
+def test_a_frozen_weight_that_moves_all_the_same_is_kept_with_its_checkpoint(tmp_path):
+    model = adapted()
+    optimizer = adapters_by_sgd(model, 0.3)
+    recorder = hw.Recorder(tmp_path / "run", model, optimizer, task=TASK, train=TRAIN, checkpoints=[1, 2, 3])
+    for step in range(1, 4):
+        TASK.loss(model, TASK.examples(TRAIN).batch(range(4))).mean().backward()
+        optimizer.step()
+        if step == 2:
+            with torch.no_grad():
+                model.leave.base_layer.bias.add_(1.0)
+        recorder.step(range(4))
+    run = recorder.finish()
+    held = [run.weights(step)["leave.base_layer.bias"] for step in range(4)]
+    assert torch.equal(held[0], held[1]) and torch.equal(held[2], held[0] + 1) and torch.equal(held[3], held[2])
+
+
+def test_a_stage_that_unfreezes_the_base_records_it(tmp_path):
+    model = adapted()
+    optimizer = adapters_by_sgd(model, 0.3)
+    recorder = trained(tmp_path / "run", model, TASK, TRAIN, optimizer=optimizer, epochs=1, checkpoints=[3])
+    model.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    recorder.stage("all", train=TRAIN, optimizer=optimizer, checkpoints=[3])
+    trained(None, model, TASK, TRAIN, optimizer=optimizer, epochs=1, recorder=recorder)
+    run = recorder.finish()
+    for name, p in model.named_parameters():
+        assert torch.equal(run.weights(6)[name], p.detach())
+    assert torch.equal(run.weights(3)["enter.base_layer.weight"], adapted().enter.base_layer.weight)
+
+
+@pytest.mark.parametrize("unit", [False, True], ids=["tracin", "retrac"])
+@pytest.mark.parametrize("events", ["expected", "replay"])
+def test_gradients_of_adapters_alone_are_compared(unit, events, adapted_run):
+    run, kind = adapted_run, hw.DiffusionReTrac if unit else hw.DiffusionTracIn
+    found = hw.trace(run, ASKED, kind(timesteps=(3, 20), events=events), progress=False).values
+    scaled = (lambda g: g / np.linalg.norm(g, axis=1, keepdims=True)) if unit else lambda g: g
+    truth, start = np.zeros((3, 12)), 0
+    for step in (6, 12):
+        asked = [scaled(adapter_gradients(run, step, ASKED, TASK.grid((t,), salt=step))) for t in (3, 20)]
+        seen = [run.met(run.stages[0], step)] if events == "replay" else [TASK.grid((t,), salt=step) for t in (3, 20)]
+        met = np.mean([scaled(adapter_gradients(run, step, TRAIN, e)) for e in seen], 0)
+        truth += 0.3 * (step - start) / 12 * np.mean(asked, 0) @ met.T
+        start = step
+    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-10 * np.abs(truth).max())
+
+
+def test_influence_of_adapters_is_that_of_their_own_gauss_newton_matrix(adapted_run):
+    run = adapted_run
+    found = hw.trace(run, ASKED, hw.Influence(damping=0.05, curvature=hw.Dense(fisher="exact")), progress=False).values
+    model = run.load(run.model(), 12)
+    parameters = [p for n, p in model.named_parameters() if "lora" in n]
+    spread, H = TASK.examples(TRAIN).spread(), 0.0
+    for i in range(len(spread)):
+        batch = spread.batch([i])
+        out = model(batch.signal[0] * TRAIN[i // 4][None] + batch.noise[0] * batch.eps[0], batch.time[0])[0]
+        J = torch.stack([flat(torch.autograd.grad(o, parameters, retain_graph=True)) for o in out])
+        H = H + 2 / D * J.T @ J / len(spread)
+    u, g = adapter_gradients(run, 12, ASKED, TASK.events), adapter_gradients(run, 12, TRAIN, TASK.events)
+    truth = u @ np.linalg.solve(H.numpy() + 0.05 * np.eye(len(H)), g.T) / 12
+    np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-8 * np.abs(truth).max())
+
+
+def test_unrolling_of_adapters_is_autograd_through_their_training(tmp_path):
+    model, steps = adapted(), []
+    optimizer = adapters_by_sgd(model, 0.3)
+    run = trained(tmp_path / "run", model, TASK, TRAIN, optimizer=optimizer, keep=steps).finish()
+    found = hw.trace(run, ASKED, hw.Unrolled(), progress=False).values
+    truth = through_training(TASK, adapted, TRAIN, steps, 0.3, ASKED)
+    np.testing.assert_allclose(found, truth, rtol=1e-9, atol=1e-10 * np.abs(truth).max())
+
+
+def test_adapters_that_were_never_trained_are_refused(tmp_path):
+    model = adapted()
+    optimizer = adapters_by_sgd(model, 0.3)
+    recorder = hw.Recorder(tmp_path / "run", model, optimizer, task=TASK, train=TRAIN)
+    optimizer.step()  # without gradients
+    recorder.step([0])
+    run = recorder.finish()
+    with pytest.raises(GradientError, match="never trained"):
+        hw.trace(run, ASKED, hw.DiffusionTracIn(), progress=False)
+
+
+# ---- what diffusers leaves in folders
+
+
+@pytest.mark.parametrize("kept", [{"max_shard_size": "10KB"}, {"safe_serialization": False}, {"variant": "fp16"}, {}], ids=["shards", "bin", "variant", "one"])
+@pytest.mark.parametrize("place", [".", "unet", "transformer"])
+def test_weights_are_found_in_folders_as_diffusers_writes_them(kept, place, tmp_path):
+    model = unet()
+    model.save_pretrained(tmp_path / place, **kept)
+    found = load(weights_file(tmp_path))
+    assert set(found) == set(model.state_dict())
+    for name, t in model.state_dict().items():
+        assert torch.equal(found[name], t)
+
+
+def test_a_run_from_folders_of_diffusers_has_their_weights_and_averages(tmp_path):
+    """Pretend training: at each step all weights move, and the model and its average are saved as diffusers' scripts do."""
+    from diffusers import UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    model, raw, averaged = unet(), {}, {}
+    ema, folders = EMAModel(model.parameters(), decay=0.9, model_cls=UNet2DModel, model_config=model.config), {step: tmp_path / f"checkpoint-{step}" for step in (2, 4)}
+    for step, folder in folders.items():
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+        ema.step(model.parameters())
+        model.save_pretrained(folder / "unet")
+        ema.save_pretrained(folder / "unet_ema")
+        raw[step] = {n: p.detach().clone() for n, p in model.named_parameters()}
+        averaged[step] = dict(zip(raw[step], [t.clone() for t in ema.shadow_params], strict=True))
+    settings = {"build": unet, "train": PICTURES, "task": hw.tasks.Diffusion(scheduler(), timesteps=2), "optimizer": sgd}
+    run = hw.Run.from_checkpoints(tmp_path / "run", folders, **settings)
+    for step in (2, 4):
+        for name in raw[step]:
+            assert torch.equal(run.weights(step)[name], raw[step][name])
+            torch.testing.assert_close(run.weights(step, averaged=True)[name], averaged[step][name], rtol=0, atol=0)
+    assert run.manifest["stages"][0]["ema"] == {"kind": "EMA", "decay": 0.9}
+    scores = hw.trace(run, PICTURES[:2], hw.DiffusionTracIn(timesteps=1), progress=False)
+    assert scores.values.all() and scores.provenance["queries at"].startswith("ema")
+    inner = hw.Run.from_checkpoints(tmp_path / "inner", {step: str(folder / "unet") for step, folder in folders.items()}, averages={}, **settings)
+    assert not inner.averages(4) and torch.equal(inner.weights(4)["conv_in.weight"], raw[4]["conv_in.weight"])
+    with pytest.raises(InputError, match="and none at"):
+        hw.Run.from_checkpoints(tmp_path / "half", folders, averages={4: folders[4] / "unet_ema"}, **settings)
+    with pytest.raises(MissingCheckpoint, match="a folder that holds"):
+        hw.Run.from_checkpoints(tmp_path / "none", {1: tmp_path}, **settings)
+
+
+def test_what_accelerate_kept_of_adam_is_read_from_the_checkpoints_folder(tmp_path):
+    model = unet()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    model.save_pretrained(tmp_path / "checkpoint-1" / "unet")
+    torch.save(optimizer.state_dict(), tmp_path / "checkpoint-1" / "optimizer.bin")
+    settings = {"build": unet, "train": PICTURES, "task": hw.tasks.Diffusion(scheduler(), timesteps=2), "optimizer": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)}
+    run = hw.Run.from_checkpoints(tmp_path / "run", {1: tmp_path / "checkpoint-1"}, **settings)
+    torch.testing.assert_close(run.second_moments(1)["conv_in.weight"], torch.ones_like(model.conv_in.weight))
+
+
+def conditional():
+    """A text-conditional network with adapters in its attention."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    kinds = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    model = UNet2DConditionModel(**SIZES, **kinds, cross_attention_dim=6).requires_grad_(False)
+    torch.manual_seed(1)
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    return model.double()
+
+
+TEXTS = torch.randn(8, 3, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft"])
+def test_a_run_from_saved_adapters_takes_the_base_from_build_and_compares_adapters(layout, tmp_path):
+    """As pipelines save them (``unet.`` in front, ``lora.down``), or as the network does; scores equal gradients of one example at a time."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    task, model = hw.tasks.Diffusion(scheduler(), timesteps=(5, 30)), conditional()
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if "lora_B" in n:
+                p.normal_(generator=torch.Generator().manual_seed(len(n)))
+    state = get_peft_model_state_dict(model)
+    if layout == "diffusers":
+        state = {f"unet.{n}": t for n, t in convert_state_dict_to_diffusers(state).items()} | {"text_encoder.layer.lora.down.weight": torch.zeros(2, 2)}
+    safetensors.torch.save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "pytorch_lora_weights.safetensors")
+    pictures = PICTURES.double()
+    run = hw.Run.from_checkpoints(tmp_path / "run", {3: tmp_path}, build=conditional, train=(pictures, TEXTS), task=task, optimizer=adapters_by_sgd)
+    for name, p in model.named_parameters():
+        assert torch.equal(run.weights(3)[name], p.detach()), name
+    found = hw.trace(run, (pictures[:2], TEXTS[:2]), hw.DiffusionTracIn(timesteps=(5, 30)), progress=False).values
+    model, data = run.load(run.model(), 3), task.examples((pictures, TEXTS)).over(task.grid((5, 30), salt=3))
+    rows = []
+    for i in range(8):
+        batch, parameters = data.batch([i]), [p for n, p in model.named_parameters() if "lora" in n]
+        total = 0.0
+        for k in range(2):
+            x, eps = pictures[i : i + 1], batch.eps[:, k]
+            out = model(batch.signal[0, k] * x + batch.noise[0, k] * eps, batch.time[:, k], TEXTS[i : i + 1]).sample
+            total = total + ((out - eps) ** 2).mean() / 2
+        rows.append(flat(torch.autograd.grad(total, parameters)))
+    G = torch.stack(rows)
+    truth = (0.3 / 8 * G[:2] @ G.T).numpy()  # three steps at 0.1
+    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-9 * np.abs(truth).max())
