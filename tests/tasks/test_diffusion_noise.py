@@ -82,6 +82,20 @@ def test_seeds_fit_into_the_record():
     assert seeds.min() >= 0 and seeds.max() < 2**62 and len(torch.unique(seeds)) == 6000
 
 
+def test_an_offset_moves_each_channel_of_an_event_by_a_number_of_its_own():
+    x, moved = images(200), task(noise="example", noise_offset=0.5)
+    plain, batch = task(noise="example").examples(x).batch(range(200)), moved.examples(x).batch(range(200))
+    shift = (batch.eps - plain.eps).flatten(3)
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), rtol=0, atol=1e-6)
+    own = shift[..., 0].flatten() / 0.5  # 2,400 numbers
+    assert len(torch.unique(own)) == 2400 and abs(float(own.mean())) < 5 / 49 and abs(float(own.var()) - 1) < 5 * 2**0.5 / 49
+    assert torch.equal(moved.examples(x).batch([7, 3]).eps, batch.eps[[7, 3]])
+    model = Sees()  # what is shown is mixed with it, and it is asked for
+    loss = moved.loss(model, moved.examples(x).batch([7]))
+    a, b = (table[[1, 1, 7, 7, 30, 30]].float().view(6, 1, 1, 1) for table in (moved.process.signal, moved.process.noise))
+    torch.testing.assert_close(loss, (a * x[7] + b * batch.eps[7] - batch.eps[7]).square().mean()[None])
+
+
 # ------------------------------------------------------------------------------------------------------------ in batches
 
 
@@ -195,6 +209,7 @@ BAD = {
     "no timesteps": (lambda: task(timesteps=()), "0 timesteps"),
     "timesteps recorded beyond": (lambda: task().examples(images(1)).over(Listed(np.array([[40.0]]), np.array([[1]]))).batch([0]), "0 to 39"),
     "timesteps recorded that are none": (lambda: task().examples(images(1)).over(Listed(np.array([[np.nan]]), np.array([[1]]))).batch([0]), "0 to 39"),
+    "an offset below nothing": (lambda: task(noise_offset=-0.1), "noise offset of -0.1"),
     "no such noise": (lambda: task(noise="each"), "noise='each'"),
     "events of others": (lambda: task().noised(images(4), Draw(torch.zeros(3), torch.zeros(3, dtype=torch.int64))), "events of 3 examples for a batch of 4"),
     "no numbers for own noise": (lambda: task(noise="example").loss(Sees(), images()), "a batch without events"),

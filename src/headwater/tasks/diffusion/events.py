@@ -25,7 +25,7 @@ from torch import Tensor
 from headwater.errors import InputError
 from headwater.philox import key_of
 from headwater.tasks.batches import Batch, Examples, size, to, tree_map
-from headwater.tasks.diffusion.noise import dropped, noise_of, seeds_of
+from headwater.tasks.diffusion.noise import dropped, noise_of, offset_by, seeds_of
 from headwater.tasks.diffusion.processes import Process
 from headwater.tasks.task import fields_of
 
@@ -254,7 +254,8 @@ def drawn(batch: Batch, t: Tensor, seeds: Tensor, process: Process, weights: Ten
     parts["time"] = time.to(x.device, wide) if time.is_floating_point() else time.to(x.device)  # networks of diffusion may look timesteps up
     parts["share"] = torch.full((n, each), 1 / each, dtype=wide, device=x.device)
     parts["dropped"] = (dropped(seeds, drop) if drop else torch.zeros(n, each, dtype=torch.bool)).to(x.device)
-    return Drawn(batch, eps=noise_of(seeds, x.shape[1:], wide, x.device), **parts)
+    eps = noise_of(seeds, x.shape[1:], wide, x.device)
+    return Drawn(batch, eps=offset_by(eps, seeds, process.offset) if process.offset else eps, **parts)
 
 
 def _one_image(example: Any, images: str) -> Any:

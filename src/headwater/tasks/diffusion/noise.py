@@ -14,6 +14,7 @@ from headwater.philox import Key, key_of, normals, philox, words
 
 NOISE = key_of("headwater", "noise", 1)
 """The stream that all noise comes from: row = the event's seed."""
+OFFSETS = key_of("headwater", "noise offset", 1)
 DROPPED = key_of("headwater", "condition dropped", 1)
 _WORD = 0xFFFFFFFF
 _KEPT = 2**22  # numbers of shared noise that are remembered from batch to batch
@@ -29,6 +30,12 @@ def noise_of(seeds: Tensor, shape: torch.Size, dtype: torch.dtype, device: Any) 
     if len(unique) == seeds.numel():
         return _drawn(seeds.flatten(), count, dtype, device).view(*seeds.shape, *shape)
     return _drawn(unique, count, dtype, device)[where.to(device)].view(*seeds.shape, *shape)
+
+
+def offset_by(eps: Tensor, seeds: Tensor, offset: float) -> Tensor:
+    """Noise (n, k, channels, ...) with ``offset`` times one standard normal number for each event and channel added."""
+    own = normals(OFFSETS, seeds.flatten().to(eps.device), range(eps.shape[2]), dtype=eps.dtype)
+    return eps + offset * own.view(*eps.shape[:3], *[1] * (eps.ndim - 3))
 
 
 def _drawn(seeds: Tensor, count: int, dtype: torch.dtype, device: Any) -> Tensor:

@@ -30,7 +30,8 @@ class Process:
     holds integers). Write your own for a process that no function here makes: a variance-exploding one has ``signal`` 1, say.
 
     ``kind``: "diffusion" or "flow". ``prediction``: what the network answers with, where the process says so. ``density``: how often
-    training meets each timestep, kept relative to the mean, (T,); None where it draws them uniformly.
+    training meets each timestep, kept relative to the mean, (T,); None where it draws them uniformly. ``offset``: what training added to the
+    noise, as a multiple of one standard normal number for each channel (noise_offset of diffusers' scripts).
 
     >>> exploding = Process("diffusion", torch.ones(3), torch.tensor([0.1, 1.0, 10.0]), torch.tensor([0.1, 1.0, 10.0]), "epsilon")
     >>> exploding.steps, exploding.snr
@@ -43,6 +44,7 @@ class Process:
     time: Tensor
     prediction: str | None = None
     density: Tensor | None = None
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in (DIFFUSION, FLOW) or self.prediction not in (None, *PREDICTIONS):
@@ -55,6 +57,8 @@ class Process:
                 raise InputError(f"a process whose {name} has shape {tuple(table.shape)}", f"finite numbers of shape {tuple(self.signal.shape)}", "one value a timestep")
         if (self.signal < 0).any() or (self.noise < 0).any():
             raise InputError("a process with negative signal or noise", "both at least 0", "x_t = signal x + noise eps")
+        if not 0 <= self.offset < math.inf:
+            raise InputError(f"a noise offset of {self.offset}", "at least 0", "0.05 to 0.1 is what is used")
         if self.density is not None:
             object.__setattr__(self, "density", relative(self.density.double(), len(self.signal)))
 
@@ -66,7 +70,7 @@ class Process:
     @property
     def digest(self) -> str:
         """Names the tables."""
-        return hash_of((self.kind, self.signal, self.noise, self.time, self.density))
+        return hash_of((self.kind, self.signal, self.noise, self.time, self.density, self.offset))
 
     @property
     def snr(self) -> Tensor:

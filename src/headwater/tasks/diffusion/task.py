@@ -48,6 +48,7 @@ class Diffusion(Task):
         weighting: w(t): None, "min-snr" or ``MinSNR(gamma)`` (diffusion), "sigma-sqrt" or "cosmap" (flow matching, as in diffusers'
             ``compute_loss_weighting_for_sd3``), or a function of the timesteps (T,) -> (T,).
         density: how training draws timesteps, where not uniformly: see :func:`headwater.tasks.flow`; for any scheduler.
+        noise_offset: what training added to the noise, times one standard normal number a channel, as in diffusers' scripts.
         time: what the network is told: a factor (1 / 1000 for Flux), or a function of the process's times (T,) -> (T,); whole numbers stay so.
         fixed: further arguments of the network, the same in every call (``{"img_ids": ids}``).
         timesteps, draws, noise, seed: the expected events, by which the mean over events is estimated wherever a method does not choose its
@@ -79,6 +80,7 @@ class Diffusion(Task):
         *,
         delta: float = 1.0,
         density: Density = None,
+        noise_offset: float = 0.0,
         time: float | Callable[[Tensor], Tensor] | None = None,
         fixed: Mapping[str, Any] | None = None,
         timesteps: int | tuple[int, ...] = 10,
@@ -94,7 +96,7 @@ class Diffusion(Task):
             raise TaskError(
                 f"drop={drop} with null={null!r}", "a probability below 1, and what the network is given in the condition's place", "Diffusion(drop=0.1, null=...)"
             )
-        self.process = _altered(process_of(scheduler), density, time)
+        self.process = _altered(process_of(scheduler), density, noise_offset, time)
         self.prediction = prediction_of(self.process, prediction)
         self.kind, self.delta, self.weighting, self.drop, self.null, self.images, self.collate = checked(loss, delta), delta, weighting, drop, null, images, collate
         self.fixed = dict(fixed or {})
@@ -293,8 +295,9 @@ class Diffusion(Task):
         }  # fmt: skip
 
 
-def _altered(process: Process, density: Density, time: float | Callable[[Tensor], Tensor] | None) -> Process:
-    """The process under another density of timesteps, and with other times told to the network."""
+def _altered(process: Process, density: Density, offset: float, time: float | Callable[[Tensor], Tensor] | None) -> Process:
+    """The process under another density of timesteps, with noise moved, and with other times told to the network."""
+    process = replace(process, offset=offset) if offset else process
     if density is not None:
         if process.density is not None:
             raise TaskError("density= for a process that has one", "one of the two", "flow(density=...), or Diffusion(density=...)")
