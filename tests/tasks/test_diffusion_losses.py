@@ -444,7 +444,8 @@ def test_settings_that_say_nothing_or_too_much_are_refused(make, said):
 def test_a_task_describes_all_that_fixes_its_loss():
     variants = [
         {}, {"loss": "l1"}, {"weighting": "min-snr"}, {"weighting": MinSNR(1.0)}, {"weighting": lambda t: t}, {"delta": 0.5}, {"density": "mode"},
-        {"time": 0.5}, {"fixed": {"ids": torch.ones(2)}}, {"null": 0}, {"null": 0, "drop": 0.1}, {"timesteps": 3}, {"draws": 2}, {"noise": "example"}, {"seed": 1}, {"noise_offset": 0.1},
+        {"time": 0.5}, {"fixed": {"ids": torch.ones(2)}}, {"null": 0}, {"null": 0, "drop": 0.1}, {"timesteps": 3}, {"draws": 2}, {"noise": "example"},
+        {"seed": 1}, {"noise_offset": 0.1},
     ]  # fmt: skip
     told = [repr(tasks.Diffusion(LINEAR, **settings)) for settings in variants]
     assert len(set(told)) == len(told) and repr(tasks.Diffusion(LINEAR)) == told[0]
