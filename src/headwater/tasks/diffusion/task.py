@@ -55,7 +55,8 @@ class Diffusion(Task):
             own: ``timesteps`` of them (or which), ``draws`` noises at each, noise "shared" by all examples or each "example" its own.
         drop, null: how often training left the condition out, and what it gave in its place (for classifier-free guidance): a number or tensor
             for all conditions, or nulls by name or by place, None for what stays. Left out are conditions of training events, drawn and
-            recorded; never those of expected events.
+            recorded; never those of expected events. A network that drops labels itself in training mode (DiT) leaves no record of it: set its
+            ``dropout_prob`` to 0 and give ``drop=0.1, null=classes`` here.
         images: the images' field when batches are mappings. collate: as in a DataLoader.
 
     The measure is minus the loss: a positive score means that training on the example lowered the query's loss.
