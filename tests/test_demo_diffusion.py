@@ -237,7 +237,7 @@ def test_each_generation_has_its_lists_with_strips_and_counts(study, html):
             for i, card in zip(ids, ranking.cards, strict=True):
                 assert card.strip.values == tuple(study.scores[ranking.title].by("timestep").values[:, row, i])
                 count = study.lists[ranking.title][i]
-                told = f"in {count} of {QUICK.made}"
+                told = f"{count} of {QUICK.made}"
                 assert (card.flag, card.badge) == ((told, None) if count >= QUICK.made / 4 else (None, told))
                 assert np.abs(card.image / 255.0 - (study.train[0][i].permute(1, 2, 0).numpy() + 1) / 2).max() < 0.01
 

@@ -29,18 +29,20 @@ WHAT = {
 MADE = """The network was asked for {each} pictures of each category, from fixed noise, with {steps} steps of DDIM and a guidance of {guidance}. None was left \
 out. It has {parameters} parameters and saw each of {train} emoji about {epochs} times, in a few minutes of a CPU: expect shapes and colours of emoji, not detail."""
 
-OWED = """At the left a generation, beside it the training images that it is owed to according to TracIn and ReTrac, strongest first: those whose gradients \
-point the way that lowers the generation's own denoising loss. Scores rank; their size has no unit, so only the order is shown.
+OWED = """At the left a generation; beside it the training images that it is owed to, strongest first: those whose gradients point the way that lowers the \
+generation's own denoising loss. Scores only rank here, so no numbers are shown. "Nearest in pixels" knows no network.
 
-The strip under a training image says at which timesteps of the generation's denoising its score arises, {along}: blue where training on it \
-helped, orange over a line where it hurt, full shade at the largest. A badge such as "in 3 of {made}" says that the image is in the \
-top ten of 3 of the {made} generations; from a quarter on it is a flag: such an image may say more about itself than about the generation.
-
-The category is not told to the methods except as the network's own input. "Nearest in pixels" knows no network at all."""
+The strip under an image says at which timesteps of the generation its score arises, {along}: blue where training on it helped, orange over a line where \
+it hurt. A badge "3 of {made}" says that it is in the top ten of 3 of the {made} generations. From a quarter on that is flagged: it may then say more about itself \
+than about the generation."""
 
 BIAS = """A score is a product of gradients, and gradients differ in size between timesteps. So in a plain product (TracIn) timesteps with large gradients \
 decide, and if each training image is looked at through the one event that it met last, as first published, it matters at which timestep that was. ReTrac brings \
 every timestep's gradient to unit norm first (Xie, Li, Bai and Hsieh 2024)."""
+
+LATE = 900  # timesteps from here on show the network nearly nothing but noise
+NOISE_ALONE = """ At timesteps as late as that nearly nothing is left of a picture: all that can be learned there is an average, and the pictures \
+farthest from it (one flat colour, say) pull most."""
 
 CROWD = """In each generation's top ten there is room for ten of {train} training images. If the same few fill most lists, the method says little about \
 any one generation. Counted over {made} generations:"""
@@ -83,8 +85,8 @@ def page(study: Study) -> Page:
         "sets these apart.",
         (
             Section("", parts=(Figures(headline(study)), Prose(_summary(study)))),
+            Section("Pictures and what they are owed to", OWED.format(along=ALONG.removeprefix("along timesteps, "), made=study.size.made), _traces(study, shown)),
             _generations(study),
-            Section("What they are owed to", OWED.format(along=ALONG.removeprefix("along timesteps, "), made=study.size.made), _traces(study, shown)),
             _bias(study),
             _crowd(study),
             _copies(study),
@@ -148,7 +150,7 @@ def _generations(study: Study) -> Section:
     rows = tuple(
         Ranking(name, tuple(Card(f"g{row}", image=_image(study.made[0][row])) for row in np.flatnonzero(study.made[1].numpy() == k))) for k, name in enumerate(CATEGORIES)
     )
-    return Section("What the network draws", text, (Rankings(rows),))
+    return Section("All that the network drew", text, (Rankings(rows),))
 
 
 def _traces(study: Study, rows: np.ndarray) -> tuple[Rankings, ...]:
@@ -169,7 +171,7 @@ def _example(study: Study, name: str, i: int, row: int | None = None) -> Card:
     """A training image, with its strip of timesteps if it is of one generation's list, and how many lists it is in."""
     count, made = int(study.lists[name][i]), study.size.made
     often = count >= made / 4
-    told = f"in {count} of {made}"
+    told = f"{count} of {made}"
     strip = None if row is None else Strip(tuple(study.scores[name].by("timestep").values[:, row, i]), ALONG)
     return Card(f"#{i}", image=_image(study.train[0][i]), strip=strip, badge=None if often else told, flag=told if often else None)
 
@@ -187,7 +189,7 @@ def _bias(study: Study) -> Section:
         f"Here gradients are largest at timestep {sizes.peak} of 1,000: {sizes.ratios[1]:.1f} times as large as where they are smallest "
         f"({sizes.ratios[0]:.1f} times early in training). Measured on {min(study.size.probed, len(study.train[1]))} training images at "
         f"{study.size.along} timesteps each. Which timesteps these are depends on the network's target, schedule and loss; another model may have "
-        "its largest gradients elsewhere."
+        f"its largest gradients elsewhere.{NOISE_ALONE if sizes.peak >= LATE else ''}"
     )
     heaviest = "; ".join(f"{share(y.max())} by {name} (timestep {int(t[y.argmax()])})" for name, (t, y) in shares.items())
     sized = {name: study.by_size(name) for name in study.scores}
@@ -223,7 +225,7 @@ def _crowd(study: Study) -> Section:
     return Section(
         "The same images everywhere?",
         CROWD.format(train=f"{len(study.train[1]):,}", made=made),
-        (table, Prose("The images in most lists:"), Rankings(rows), Prose(text)),
+        (table, Prose(f"The images in most of the {made} lists, and in how many:"), Rankings(rows), Prose(text)),
     )
 
 
