@@ -18,6 +18,7 @@ from headwater.evaluate.identity import identity
 from headwater.evaluate.jobs import Work
 from headwater.evaluate.subsets import Subsets
 from headwater.evaluate.workers import Engine, Outcome, default_crew, local
+from headwater.influence.timing import Pieces
 from headwater.report.numbers import duration
 
 ENGINES: dict[str, tuple[Engine, Callable[[Any], int | None]]] = {"local": (local, default_crew), "ray": (ray, lambda experiment: None)}
@@ -99,6 +100,7 @@ class Teller:
 
     def __init__(self, total: int, waiting: int, workers: int | None, place: Path, speaks: bool) -> None:
         self.waiting, self.workers, self.place, self.speaks, self.done, self.kept = waiting, workers, place, speaks, 0, total - waiting
+        self.pace = Pieces(["model"] * waiting, workers or 1)
         self.bar = tqdm(total=total, initial=self.kept, unit="model", desc="retraining", file=sys.stderr, disable=not speaks)
 
     def say(self, line: str) -> None:
@@ -107,17 +109,23 @@ class Teller:
             tqdm.write(line, file=sys.stderr)
 
     def ended(self, outcome: Outcome) -> None:
-        """Count one training; the first one tells how long all will take."""
+        """Count one training; the first one tells how long all will take, and later ones tell it again where they take longer or less."""
         self.done += 1
         if outcome.failure is not None:
             self.say(f"training on {outcome.job} failed: {outcome.failure.strip().splitlines()[-1]}")
         else:
             self.kept += 1
-        if self.done == 1 and self.waiting > 1:
-            rounds = None if self.workers is None else -(-(self.waiting - 1) // self.workers)
-            plan = "" if rounds is None else f", {self.workers} at a time: about {duration(rounds * outcome.seconds)}"
-            self.say(f"first model: {duration(outcome.seconds)}; {self.waiting - 1} to go{plan}")
+        self._tell(outcome.seconds if outcome.failure is None else None)
         self.bar.update()
+
+    def _tell(self, seconds: float | None) -> None:
+        which = f"first model: {duration(seconds)}, starting included" if self.done == 1 and seconds is not None else "by the models so far"
+        news, to_go = self.pace.ended("model", seconds), f"{self.waiting - self.done} to go"
+        if self.workers is None:  # how many are trained at a time is known to the cluster, and how fast that goes to the bar
+            if self.done == 1 and self.waiting > 1:
+                self.say(f"{which}; {to_go}")
+        elif news:
+            self.say(f"{which}; {to_go}, {self.workers} at a time: about {duration(self.pace.left)}")
 
     def __enter__(self) -> Teller:
         crew = "as many at a time as the cluster takes" if self.workers is None else f"{self.workers} at a time"

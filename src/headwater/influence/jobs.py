@@ -28,7 +28,7 @@ class Job:
         if self.resumed:
             saved = store.read(self.name)
             self.scores = [saved[f"scores.{m}"] for m in range(len(shapes))]
-            self.place = tuple(store.meta(self.name)["place"])
+            self.place = place_of(store, key)
         self._saved = time.monotonic()
 
     def add(self, method: int, rows: slice, columns: np.ndarray, values: Tensor) -> None:
@@ -49,6 +49,12 @@ class Job:
         """The scores are handed out: the saved state has done its duty."""
         if self.store.has(self.name):
             self.store.delete(self.name)
+
+
+def place_of(store: Store, key: str) -> tuple[int, int, int]:
+    """The place that interrupted work has reached; (0, 0, 0) where none was kept."""
+    name = f"jobs/{key}"
+    return tuple(store.meta(name)["place"]) if store.has(name) else (0, 0, 0)
 
 
 def guarded(job: Job, work: Callable[[], None]) -> None:

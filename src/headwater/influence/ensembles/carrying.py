@@ -25,6 +25,7 @@ from headwater.influence.ensembles.members import Member, model_key, seeded, sur
 from headwater.influence.methods import Method
 from headwater.influence.request import Parts, Request, Scorer, column_names, mean_of_scores
 from headwater.influence.tabled import parts_of
+from headwater.influence.timing import Pieces
 from headwater.report.numbers import duration
 from headwater.result import TrainingScores
 from headwater.store import content_hash
@@ -161,6 +162,7 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
             raise
     bar = tqdm(todo, desc="members", unit=" members", disable=not request.progress or len(todo) < 2, leave=False, file=sys.stderr)
     took = LONG  # the first member tells its plan, which is that of the others
+    pace = Pieces(piece.only_weight for piece in todo)
     for k, piece in enumerate(bar):
         bar.set_postfix_str(f"{piece.member.name} of {piece.member.home.path.name}")
         started = time.perf_counter()
@@ -174,8 +176,9 @@ def _make(name: str, contributions: Sequence[Contribution], request: Request) ->
                 tqdm.write(f"headwater: stopped at {_where(piece.member)}; what was finished is kept, and the same call continues there", file=sys.stderr)
             raise
         took = time.perf_counter() - started
-        if request.progress and k == 0 and len(todo) > 1:
-            tqdm.write(f"headwater: {len(todo) - 1} more to compute, about {duration((len(todo) - 1) * took)} if they are like the first", file=sys.stderr)
+        if pace.ended(piece.only_weight, took) and request.progress:
+            like = "those before them, of which the first is slower" if pace.warm else "the first, which is slower"
+            tqdm.write(f"headwater: {len(todo) - 1 - k} more to compute, about {duration(pace.left)} if they are like {like}", file=sys.stderr)
     return sum(float(piece.facts["seconds"]) for piece in pieces.values()), len(todo)
 
 

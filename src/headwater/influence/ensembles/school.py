@@ -15,6 +15,7 @@ from tqdm import tqdm
 from headwater.errors import GradientError, NotFinite
 from headwater.influence.ensembles.members import Member, seed_of
 from headwater.influence.request import Request
+from headwater.influence.timing import seconds_of
 from headwater.report.numbers import duration
 from headwater.store import content_hash, write_json
 from headwater.tasks.batches import to
@@ -114,9 +115,9 @@ class School:
         facts["loss"] = {self.base.stages[k].name: [float(losses[k][:tenth].mean()), float(losses[k][-tenth:].mean())] for k in self.trained}
         write_json(path / "adapters.json", facts)
 
-    def _one_step(self, model: nn.Module) -> float:
-        """Seconds of one step of training, by one gradient of each stage, which also shows whether the loss reaches every adapter."""
-        started, size = time.perf_counter(), self.settings.batch_size
+    def _one_step(self, model: nn.Module) -> None:
+        """One gradient of each stage, which shows whether the loss reaches every adapter."""
+        size = self.settings.batch_size
         for k in self.trained:
             stage = self.base.stages[k]
             with torch.enable_grad():
@@ -129,11 +130,9 @@ class School:
                     "finite weights and losses",
                     "training diverged: lower its rate",
                 )
-        seconds = (time.perf_counter() - started) / len(self.trained)
         lost = [name for name, pair in adapters_of(model).items() if pair.up.grad is None]
         if lost:
             raise GradientError(f"adapters of {lost}, on which the loss does not depend", "layers that the loss depends on", "leave them out with targets=")
-        return seconds
 
     def _tell(self) -> None:
         """What is about to be done: for all adapters that are not trained yet."""
@@ -141,13 +140,12 @@ class School:
         if not waiting:
             return
         model, steps = self.build(), self.settings.steps * len(self.trained)
-        self._one_step(model)  # the first is slower
-        seconds = self._one_step(model) * steps * waiting
+        seconds = seconds_of(lambda: self._one_step(model)) * self.settings.steps * waiting
         count = sum(pair.down.numel() + pair.up.numel() for pair in adapters_of(model).values())
         share = count / (sum(p.numel() for p in model.parameters()) - count)
         apart = f"; never called, so left out: {', '.join(self.apart)}" if self.apart else ""
         lines = (
-            f"{waiting} of {self.settings.members} adapters to train, {steps} steps each: about {duration(seconds)} by one timed step",
+            f"{waiting} of {self.settings.members} adapters to train, {steps} steps each: about {duration(seconds)} by timed steps",
             f"each {count:,} parameters in {len(self.build.ranks)} layers, {share:.1%} of the model's{apart}",
         )
         tqdm.write("\n".join("headwater: " + line for line in lines), file=sys.stderr)

@@ -23,6 +23,7 @@ from headwater.influence.index.reading import Index
 from headwater.influence.index.rows import Basis, Keeper, Unfit, bases_of, scale_of
 from headwater.influence.index.truncation import effective, measured
 from headwater.influence.methods import Fit, Method, Weights
+from headwater.report.numbers import duration
 from headwater.store import content_hash, write_array
 from headwater.tasks.batches import Batch, to
 from headwater.tasks.code import task_identity
@@ -160,11 +161,15 @@ class _Build:
             self._fit()
             return Index(self.run, self.files, self.panels)
         started = time.perf_counter()
+        work, left = self._work()
         if self.progress:
-            tqdm.write(self._plan(), file=sys.stderr)
-        passes = sum(self.run.stages[stage].size * len(weights) for stage, weights in self._passes().items())
-        with tqdm(total=passes, unit=" examples", disable=not self.progress, desc="index", leave=False, file=sys.stderr, mininterval=0.5) as bar:
-            self._fit()
+            tqdm.write(self._plan(work, left), file=sys.stderr)
+        with tqdm(total=work, initial=work - left, unit=" examples", disable=not self.progress, desc="index", leave=False, file=sys.stderr, mininterval=0.5) as bar:
+            self.engine.advance = bar.update
+            try:
+                self._fit()
+            finally:
+                self.engine.advance = lambda n: None
             self.keepers = self._keepers()
             self._write(bar.update)
             held = {**self._facts(), "effective": effective(self.engine, self.panels[-1]), "files": self.files.seal(), "measured": []}
@@ -215,9 +220,27 @@ class _Build:
             found.setdefault(panel.stage, {}).update(dict.fromkeys(panel.at))
         return {stage: list(weights) for stage, weights in found.items()}
 
-    def _write(self, advance: Callable[[int], Any]) -> None:
+    def _blocks(self) -> list[list[slice]]:
+        """For each stage the blocks of rows that are written at once."""
         step = max(1, ROOM // max(1, max(sum(f.numbers for f in form.values()) for form in self.forms)))
-        blocks = [[slice(i, min(i + step, s.size)) for i in range(0, s.size, step)] for s in self.run.stages]
+        return [[slice(i, min(i + step, s.size)) for i in range(0, s.size, step)] for s in self.run.stages]
+
+    def _work(self) -> tuple[int, int]:
+        """Example gradients of rows and curvature, all of them and those that are not kept yet."""
+        blocks, passes = self._blocks(), self._passes()
+        done = self.files.done(self._facts(), [len(b) for b in blocks])
+        total = left = 0
+        for stage, weights in passes.items():
+            for rows, kept in zip(blocks[stage], done[stage], strict=True):
+                count = (rows.stop - rows.start) * len(weights)
+                total, left = total + count, left + (0 if kept else count)
+        for fit in self._fits():
+            cost = self.engine.cost(fit)
+            total, left = total + cost, left + (0 if self.engine.holds(fit) else cost)
+        return total, left
+
+    def _write(self, advance: Callable[[int], Any]) -> None:
+        blocks = self._blocks()
         done = self.files.start(self._facts(), [len(b) for b in blocks])
         for p, keepers in enumerate(self.keepers):
             for b, keeper in enumerate(keepers.values()):
@@ -230,7 +253,7 @@ class _Build:
                     self._write_rows(stage, weights, rows)
                     done[stage][k] = 1
                     self.files.mark(done)
-                advance((rows.stop - rows.start) * len(weights))
+                    advance((rows.stop - rows.start) * len(weights))
 
     def _write_rows(self, stage: int, weights: list[Weights], rows: slice) -> None:
         """Some examples' rows in every panel of a stage."""
@@ -305,13 +328,13 @@ class _Build:
             "torch": torch.__version__,
         }
 
-    def _plan(self) -> str:
+    def _plan(self, work: int, left: int) -> str:
         number = {"int8": 1, "float16": 2, "float32": 4, "float64": 8, None: next(self.engine.model.parameters()).element_size()}[self.dtype]
         size = sum(number * self.run.stages[p.stage].size * sum(f.numbers for f in form.values()) for p, form in zip(self.panels, self.forms, strict=True))
-        passes = sum(self.run.stages[stage].size * len(weights) for stage, weights in self._passes().items())
-        fitted = sum(self.engine.cost(fit) for fit in self._fits())
+        spared = f" ({left:,} of them left)" if left < work else ""
+        seconds = duration(left * self.engine.seconds_per_example)
         lines = (
             f"an index of {self.run.size:,} training examples: {len(self.panels)} sets of gradients, about {size / 2**20:,.0f} MB in {self.files.path}",
-            f"{passes:,} example gradients, and {fitted:,} for the curvature where it is not kept yet",
+            f"{work:,} example gradients in all, those for the curvature included{spared}, about {seconds} by timed batches; batches of {self.engine.batch_size}",
         )
         return "\n".join("headwater: " + line for line in lines)

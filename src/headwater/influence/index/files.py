@@ -50,13 +50,20 @@ class Files:
 
     def start(self, layout: dict[str, Any], blocks: list[int]) -> list[np.ndarray]:
         """Begin or continue a build: which blocks of rows are done, one array for each stage (``blocks`` of them)."""
-        file = self.path / "layout.json"
-        if not file.exists() or read_json(file) != layout:
+        if not self._begun(layout):
             self.clear()
             write_array(self.path / "done.npy", np.zeros(sum(blocks), np.uint8))
-            write_json(file, layout)
-        done = read_array(self.path / "done.npy")
+            write_json(self.path / "layout.json", layout)
+        return self.done(layout, blocks)
+
+    def done(self, layout: dict[str, Any], blocks: list[int]) -> list[np.ndarray]:
+        """As :meth:`start`, which changes nothing yet."""
+        done = read_array(self.path / "done.npy") if self._begun(layout) else np.zeros(sum(blocks), np.uint8)
         return np.split(done, np.cumsum(blocks)[:-1])
+
+    def _begun(self, layout: dict[str, Any]) -> bool:
+        file = self.path / "layout.json"
+        return file.exists() and read_json(file) == layout
 
     def clear(self) -> None:
         """Remove everything."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from headwater.capture.stream import stream
 from headwater.errors import InputError
 from headwater.influence.engine import Engine
-from headwater.influence.jobs import Job, guarded
+from headwater.influence.jobs import Job, guarded, place_of
 from headwater.influence.queries import Asked
 from headwater.influence.scoring import query_gradients
 from headwater.influence.trak.features import Outputs, finite, numbers
@@ -20,7 +20,7 @@ from headwater.influence.trak.outputs import Output
 from headwater.influence.vectors import Queries, dots_of, is_rank_one
 from headwater.store import content_hash
 from headwater.tasks.batches import Batch, to
-from headwater.training.run import Stage
+from headwater.training.run import Run, Stage
 
 COPIES = 20
 """Bytes for each pair of training examples, at the most: the matrix as it is kept, and in float64 with its factor."""
@@ -47,13 +47,14 @@ def gram(engine: Engine, outputs: Outputs, memory: int) -> Tensor:
     if run.store.has(name):
         return run.store.read(name)["gram"]
     rows = _rows(engine, outputs, memory)
-    job = Job(run.store, content_hash("gram-job-1", name, rows, engine.batch_size), [(run.size, run.size)], numbers(engine))
-    chunks = [(stage, start) for stage in run.stages for start in range(0, stage.size, rows)]
+    job = Job(run.store, _job(engine, name, rows), [(run.size, run.size)], numbers(engine))
+    chunks = _chunks(run, rows)
 
     def go() -> None:
         for c, (stage, start) in list(enumerate(chunks))[job.place[0] :]:
             ids = slice(start, min(start + rows, stage.size))
             side = query_gradients(engine, _asked(stage, outputs.of[stage.index]), (run.checkpoints[-1],), ids)
+            engine.advance(ids.stop - ids.start)
             columns = slice(stage.columns.start + ids.start, stage.columns.start + ids.stop)
             for other, first in [(other, start if other is stage else 0) for other in run.stages[stage.index :]]:
                 done = max(first, job.place[2]) if job.place[:2] == (c, other.index) else first
@@ -82,6 +83,7 @@ def cross(engine: Engine, outputs: Outputs, asked: Asked, memory: int) -> Tensor
     for start in range(0, asked.count, rows):
         chunk = slice(start, min(start + rows, asked.count))
         side = query_gradients(engine, asked, (run.checkpoints[-1],), chunk)
+        engine.advance(chunk.stop - chunk.start)
         for stage, output in zip(run.stages, outputs.of, strict=True):
             for part, dots in _against(engine, stage, output, side, np.arange(stage.size)):
                 out[chunk, stage.columns.start + part[0] : stage.columns.start + part[-1] + 1] = dots
@@ -92,9 +94,24 @@ def passes(engine: Engine, outputs: Outputs, asked: Asked, memory: int) -> int:
     """Example gradients that :func:`gram` (where it is not kept) and :func:`cross` will take."""
     run, rows = engine.run, _rows(engine, outputs, memory)
     total = asked.count + run.size * -(-asked.count // rows)
-    if not run.store.has(gram_name(outputs)):
-        total += run.size + sum(run.size - (stage.columns.start + start) for stage in run.stages for start in range(0, stage.size, rows))
+    name = gram_name(outputs)
+    if not run.store.has(name):
+        place = place_of(run.store, _job(engine, name, rows))
+        for stage, start in _chunks(run, rows)[place[0] :]:
+            total += min(rows, stage.size - start) + run.size - (stage.columns.start + start)
+        if place[1:] != (0, 0):  # some stages are compared with that chunk, and a part of one
+            stage, start = _chunks(run, rows)[place[0]]
+            total -= max(0, run.stages[place[1]].columns.start + place[2] - (stage.columns.start + start))
     return total
+
+
+def _chunks(run: Run, rows: int) -> list[tuple[Stage, int]]:
+    """The first row of each chunk, ``rows`` of them or what is left of a stage."""
+    return [(stage, start) for stage in run.stages for start in range(0, stage.size, rows)]
+
+
+def _job(engine: Engine, name: str, rows: int) -> str:
+    return content_hash("gram-job-1", name, rows, engine.batch_size)
 
 
 def _asked(stage: Stage, output: Output) -> Asked:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headwater.capture.stream import stream
 from headwater.errors import NotFinite
 from headwater.influence.engine import Engine
-from headwater.influence.jobs import Job, guarded
+from headwater.influence.jobs import Job, guarded, place_of
 from headwater.influence.queries import Asked
 from headwater.influence.trak.outputs import Given, Output, output_of
 from headwater.influence.trak.projecting import Projector
@@ -136,9 +136,10 @@ class Features:
             for start in range(0, stage.size, rows)
         ]
 
-    def missing(self) -> list[Shard]:
-        """Shards that have to be made."""
-        return [shard for shard in self.shards if not self.engine.run.store.has(shard.name)]
+    def missing(self) -> int:
+        """Training examples whose features are neither kept nor in interrupted work."""
+        store = self.engine.run.store
+        return sum(len(shard.ids) - place_of(store, _job(shard))[2] for shard in self.shards if not store.has(shard.name))
 
     def each(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Columns, features (n, dim) and pushes (n,) of each shard, read or made now."""
@@ -151,7 +152,7 @@ class Features:
         """A shard, batch by batch; what is done of it when it is stopped is kept."""
         engine, n, dim = self.engine, len(shard.ids), self.projector.dim
         engine.load((engine.run.checkpoints[-1],))
-        job = Job(engine.run.store, content_hash("trak-job-1", shard.name), [(n, dim), (n, 1)], numbers(engine))
+        job = Job(engine.run.store, _job(shard), [(n, dim), (n, 1)], numbers(engine))
 
         def process(batch: Batch, ids: np.ndarray) -> tuple[Tensor, Tensor]:
             push = pushed(engine, shard.output, batch, ids, shard.stage)
@@ -160,7 +161,6 @@ class Features:
 
         def go() -> None:
             todo = shard.ids[job.place[2] :]
-            engine.advance(len(shard.ids) - len(todo))
             for ids, (found, push) in stream(shard.stage.data, todo, process, batch_size=engine.batch_size, device=engine.run.device):
                 rows = slice(int(ids[0]) - shard.ids.start, int(ids[-1]) + 1 - shard.ids.start)
                 job.add(0, rows, np.arange(dim), found)
@@ -188,6 +188,10 @@ class Features:
                 total.index_add_(0, torch.as_tensor(rows[ids], device=total.device), found.to(total.dtype))
                 engine.advance(len(ids))
         return total
+
+
+def _job(shard: Shard) -> str:
+    return content_hash("trak-job-1", shard.name)
 
 
 def numbers(engine: Engine) -> torch.dtype:

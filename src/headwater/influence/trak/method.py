@@ -198,7 +198,7 @@ class Found:
 def _by_features(method: Kernel, features: Features, request: Request) -> Found:
     """From features (train, k): by the (k, k) matrix of their products, or by the (train, train) one where that is smaller."""
     engine, dim, n = features.engine, features.projector.dim, request.run.size
-    todo, name = sum(len(shard.ids) for shard in features.missing()), f"{features.name} {content_hash(request.asked.identity)}"
+    todo, name = features.missing(), f"{features.name} {content_hash(request.asked.identity)}"
     count = todo + (0 if name in request.shared else sum(len(examples) for examples in request.asked.examples))
     seen = _Seen(dim)
     with _told(method, engine, request, count, 8 * min(dim, n) ** 2 + 4 * dim * min(n, 2 * dim)):
@@ -297,7 +297,7 @@ def _told(method: Kernel, engine: Engine, request: Request, count: int, memory: 
         seconds = duration(count * engine.seconds_per_example)
         lines = (
             f"{method!r}: {request.asked.count:,} queries x {run.size:,} training examples, {sum(b.size for b in engine.capture.blocks.values()):,} parameters",
-            f"{count:,} example gradients, about {seconds} before projecting; batches of {engine.batch_size}; about {memory / 2**20:,.0f} MB",
+            f"{count:,} example gradients, about {seconds} by timed batches, before projecting; batches of {engine.batch_size}; about {memory / 2**20:,.0f} MB",
         )
         tqdm.write("\n".join("headwater: " + line for line in lines), file=sys.stderr)
     with tqdm(total=count, unit=" examples", desc="TRAK", leave=False, file=sys.stderr, disable=not request.progress, mininterval=0.5) as bar:

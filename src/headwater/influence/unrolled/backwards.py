@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from headwater.errors import GradientError
 from headwater.influence.jobs import Job, guarded
 from headwater.influence.queries import Asked
 from headwater.influence.request import Request
+from headwater.influence.timing import seconds_of
 from headwater.influence.unrolled.graphs import Graphs
 from headwater.influence.unrolled.keeping import Keeper
 from headwater.influence.unrolled.pullback import Cotangent, backward, prove_twice, pull
@@ -54,25 +55,41 @@ class Plan:
     chunks: int
     lanes: int
     with_graphs: bool
-    seconds: float
+    pace: tuple[float, float] | None = None
+    """Seconds of a step replayed and of one reversed; None where nobody is told."""
 
     @property
     def replays(self) -> int:
         """The first sweep, its last step, and the states made again between."""
         return self.chunks * (self.schedule.replays + 1)
 
+    def left(self, chunk: int, walked: int) -> tuple[int, int]:
+        """Steps still to be replayed and to be reversed, once so many steps of ``chunk`` and all of the chunks before it are walked."""
+        if chunk >= self.chunks:
+            return 0, 0
+        later, rest = self.chunks - chunk - 1, self.steps - walked
+        return later * (self.schedule.replays + 1) + Schedule(rest, self.schedule.states).replays + (not walked), later * self.steps + rest
+
+    def seconds(self, replays: int, steps: int) -> float | None:
+        """Of so many steps replayed and reversed. With graphs kept, a step's one pass is part of its reversal."""
+        return None if self.pace is None else (0 if self.with_graphs else replays * self.pace[0]) + steps * self.pace[1]
+
     def facts(self) -> dict[str, Any]:
         """As plain JSON."""
         return {**asdict(self), "replays": self.replays, "reversed": self.chunks * self.steps}
 
-    def __str__(self) -> str:
+    def told(self, chunk: int, walked: int) -> str:
+        """The plan, and how much of it is left from there on."""
+        left = self.left(chunk, walked)
+        seconds = self.seconds(*left)
         kept = f"{self.schedule.states:,} states of {_mb(self.state_bytes)} MB in {self.where} ({_mb(self.schedule.states * self.state_bytes)} MB)"
         if self.with_graphs:
             kept += f" and the graphs of all steps ({_mb(self.steps * self.graph_bytes)} MB)"
         lines = (
             f"unrolling {self.steps:,} steps for {self.queries:,} queries, {self.columns:,} weights: "
             f"{self.replays:,} steps replayed, {self.chunks * self.steps:,} reversed" + (f", in {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""),
-            f"about {duration(self.seconds)} by one timed step" if self.seconds else "",
+            f"of these {left[0]:,} and {left[1]:,} are left" if (chunk, walked) != (0, 0) else "",
+            f"about {duration(seconds)} by timed steps" if seconds is not None else "",
             f"memory: {kept}, queries {_mb(self.chunk * self.query_bytes)} MB, a step's graph {_mb(self.graph_bytes)} MB for each of {self.lanes} lanes",
         )
         return "\n".join("headwater: " + line for line in lines if line)
@@ -119,11 +136,8 @@ class Backwards:
         chosen, where = self._schedule(schedule, length, max(1, third // max(1, state_bytes)))
         chunks = -(-queries // chunk)
         every = chosen.replays == length - 1 and where == "memory" and length * (state_bytes + graph_bytes) <= third
-        plan = Plan(length, queries, self.columns.count, chosen, where, state_bytes, query_bytes, graph_bytes, chunk, chunks, lanes, every, 0.0)
-        if not self.request.progress:
-            return plan
-        seconds = self._timed(before, move, chunk, lanes)
-        return Plan(**{**vars(plan), "seconds": (0 if every else plan.replays * seconds[0]) + chunks * length * seconds[1]})
+        plan = Plan(length, queries, self.columns.count, chosen, where, state_bytes, query_bytes, graph_bytes, chunk, chunks, lanes, every)
+        return replace(plan, pace=self._pace(before, move, chunk, lanes)) if self.request.progress else plan
 
     def _refuse_foreign(self, before: State, after: State) -> None:
         """Buffers that a step changes by other ways than BatchNorm's would carry influence that no derivative here sees."""
@@ -161,15 +175,11 @@ class Backwards:
         operations = prove_twice(graph.gradients.values())
         return sum(held.values()) + sum(g.numel() * g.element_size() for g in graph.gradients.values()) + operations * OPERATION
 
-    def _timed(self, before: State, move: Move, chunk: int, lanes: int) -> tuple[float, float]:
+    def _pace(self, before: State, move: Move, chunk: int, lanes: int) -> tuple[float, float]:
         """Seconds of one step replayed, and of one reversed."""
         ones = Cotangent({n: torch.ones(chunk, *t.shape, dtype=t.dtype, device=t.device) for n, t in before.weights.items()})
-        times = []
-        for work in (lambda: self.player.gradient(before, move), lambda: pull(self.player, before, move, ones, self.columns.terms, lanes)):
-            started = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - started)
-        return times[0], times[1]
+        replayed = seconds_of(lambda: self.player.step(before, move, self.player.gradient(before, move)))
+        return replayed, seconds_of(lambda: pull(self.player, before, move, ones, self.columns.terms, lanes))
 
     # -- walking ---------------------------------------------------------------------------------------------------------------
 
@@ -180,9 +190,10 @@ class Backwards:
         self.report = job.report
         show = self.request.progress
         if show:
-            tqdm.write(str(self.plan) + ("\nheadwater: resuming interrupted work" if job.resumed else ""), file=sys.stderr)
+            tqdm.write(self.plan.told(*job.place[:2]) + ("\nheadwater: resuming interrupted work" if job.resumed else ""), file=sys.stderr)
         total = self.plan.replays + self.plan.chunks * self.plan.steps
-        with tqdm(total=total, unit=" steps", disable=not show, desc="unroll", leave=False, file=sys.stderr, mininterval=0.5) as bar, as_recorded(self.run):
+        done = total - sum(self.plan.left(*job.place[:2]))
+        with tqdm(total=total, initial=done, unit=" steps", disable=not show, desc="unroll", leave=False, file=sys.stderr, mininterval=0.5) as bar, as_recorded(self.run):
 
             def go() -> None:
                 for c in range(job.place[0], self.plan.chunks):
