@@ -166,7 +166,9 @@ class Accumulator:
         self.names = None if names is None else tuple(names)
         self.n = 0
         self.shape: tuple[int, ...] | None = None
-        self._mean = self._squares = self._size = self._up = self._down = np.zeros(0)
+        self._mean = self._squares = self._size = np.zeros(0)
+        self._up: np.ndarray = np.zeros(0)  # counts, so of whole numbers once there are some
+        self._down: np.ndarray = np.zeros(0)
         self._checked = self._missed = 0
         self._residual = self._worst = self._evaluations = 0.0
         self._views: tuple[View, ...] = ()  # of no examples: they know what the parts are called

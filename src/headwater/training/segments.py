@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +63,7 @@ def segments(run: Run, counts: int | tuple[int, ...] | str) -> list[Segment]:
 def _cut(stage: Stage, held: Sequence[int], sizes: Sequence[int]) -> list[Segment]:
     """A stage's segments, of so many checkpoints each."""
     found, start = [], stage.start
-    for size, end in zip(sizes, np.cumsum(sizes), strict=True):
+    for size, end in zip(sizes, accumulate(sizes), strict=True):
         mine = tuple(int(step) for step in held[end - size : end])
         found.append(Segment(stage.index, start, mine[-1], mine))
         start = mine[-1]

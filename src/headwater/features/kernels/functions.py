@@ -365,7 +365,8 @@ class AdditiveChiSquared(Kernel):
         return int(S.size)
 
     def __call__(self, X: Array, S: Array) -> Array:
-        return cast(Array, self.terms(X, S).sum(-1))
+        total: Array = self.terms(X, S).sum(-1)
+        return total
 
     def terms(self, X: Array, S: Array) -> Array:
         total = X[:, None] + S
