@@ -201,3 +201,29 @@ def test_what_is_no_journey_is_refused():
         hw.tasks.Trajectory(x, steps, (3, 3, 1))
     with hw.tasks.watched(type("S", (), {"step": None})(), TASK) as watch, pytest.raises(InputError, match="took no step"):
         watch.trajectory()
+
+
+@pytest.mark.parametrize("kind", ["DDPM"])
+def test_a_pipeline_of_diffusers_is_watched_while_it_samples(kind, tmp_path):
+    """A small random UNet: the journey of its pipeline, traced step by step."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def build():
+        torch.manual_seed(0)
+        blocks = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        return diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4, **blocks)
+
+    schedulers = {"DDPM": diffusers.DDPMScheduler, "DDIM": diffusers.DDIMScheduler}
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(build(), schedulers[kind](num_train_timesteps=100))
+    pipeline.set_progress_bar_config(disable=True)
+    task = hw.tasks.Diffusion(pipeline.scheduler, timesteps=2)
+    with hw.tasks.watched(pipeline.scheduler, task) as watch:
+        made = pipeline(batch_size=2, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np").images
+    journey = watch.trajectory()
+    assert np.allclose(((journey.batch / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1).numpy(), made, atol=1e-6)
+    assert len(journey.timesteps) == 4 and journey.clean.shape == (2, 4, 1, 8, 8)
+    train = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    optimizer = lambda m: torch.optim.SGD(m.parameters(), 0.1)  # noqa: E731
+    run = hw.Run.from_checkpoints(tmp_path / "run", {1: build().state_dict()}, build=build, train=train, task=task, optimizer=optimizer)
+    found = scores(run, journey, hw.JourneyTrak(dim=64, timesteps=2, draws=2))
+    assert found.by("timestep").values.shape == (4, 2, 6) and np.isfinite(found.values).all() and (found.values != 0).all()
