@@ -8,12 +8,14 @@ The gradient of a block is a list of *pieces*, one for each use of its parameter
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK = 2**21  # numbers held at once when per-example gradients are formed: few enough for a CPU's cache, and for its allocator to keep
+MANY = 64  # examples, of which a product with queries runs at full speed
 ROOMIER = 16  # times as many on an accelerator, which wants large products
 
 
@@ -81,8 +83,31 @@ class Outer:
         return self.a.device
 
     @property
+    def groups(self) -> int:
+        return self.g.shape[1]
+
+    @property
+    def shared(self) -> int:
+        """How many positions the sum runs over."""
+        return self.g.shape[2]
+
+    @property
+    def inner(self) -> int:
+        """Inputs: the last axis of ``a``."""
+        return self.a.shape[-1]
+
+    @property
     def numel(self) -> int:
-        return self.a.shape[1] * self.a.shape[-1] * self.g.shape[-1]
+        return self.groups * self.inner * self.g.shape[-1]
+
+    @property
+    def extra(self) -> int:
+        """Numbers that have to be made for one example before it can be formed."""
+        return 0
+
+    def made(self) -> Outer:
+        """Itself, with its activations in memory."""
+        return self
 
     def part(self, rows: slice) -> Outer:
         return Outer(self.a[rows], self.g[rows])
@@ -99,6 +124,84 @@ class Outer:
     def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
         """``sum g g^T`` (groups, out, out) and ``sum a a^T`` (groups, in, in) over examples and positions."""
         return (_second_moment(self.g) if want_left else None), (_second_moment(self.a) if want_right else None)
+
+
+class Late(Outer):
+    """An outer product whose activations take many times the memory of what they are made of (the patches of a convolution): they are made when
+    they are asked for, some examples at a time, and not kept. All layers' at once would be more than the allocator keeps between batches, and
+    memory that is fetched anew costs as much time as the products.
+
+    ``make(rows)``: the activations (n, groups, shared, in) of the examples in ``rows``, of which there are ``size``, with ``inner`` inputs.
+    Whoever reads ``a`` itself has them made once, and kept.
+    """
+
+    _make: Callable[[slice], Tensor]
+    _inner: int
+    _kept: Tensor
+
+    def __init__(self, make: Callable[[slice], Tensor], g: Tensor, inner: int) -> None:
+        for name, value in (("_make", make), ("g", g), ("_inner", inner)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def a(self) -> Tensor:
+        if "_kept" not in vars(self):
+            object.__setattr__(self, "_kept", self._make(slice(None)))
+        return self._kept
+
+    def __len__(self) -> int:
+        return len(self.g)
+
+    @property
+    def device(self) -> torch.device:
+        return self.g.device
+
+    @property
+    def inner(self) -> int:
+        return self._inner
+
+    @property
+    def extra(self) -> int:
+        return self.groups * self.shared * self._inner
+
+    def made(self) -> Outer:
+        return Outer(self.a if "_kept" in vars(self) else self._make(slice(None)), self.g)
+
+    def part(self, rows: slice) -> Outer:
+        if "_kept" in vars(self):
+            return Outer(self.a[rows], self.g[rows])
+        start, stop, _ = rows.indices(len(self))
+        return Late(lambda some: self._make(_inside(slice(start, stop), some)), self.g[rows], self.inner)
+
+    def regrouped(self, n: int) -> Outer:
+        """As a piece over ``n`` examples, each the sum of as many of this one's."""
+        each, g = len(self) // n, _joined(self.g, n)
+
+        def make(rows: slice) -> Tensor:
+            start, stop, _ = rows.indices(n)
+            return _joined(self._make(slice(start * each, stop * each)), stop - start)
+
+        return Late(make, g, self.inner)
+
+    def dense(self) -> Tensor:
+        return self.made().dense()
+
+    def rotated(self, left: Tensor | None, right: Tensor | None) -> Outer:
+        return self.made().rotated(left, right)
+
+    def covariances(self, want_left: bool, want_right: bool) -> tuple[Tensor | None, Tensor | None]:
+        return self.made().covariances(want_left, want_right)
+
+
+def _inside(whole: slice, some: slice) -> slice:
+    """Rows ``some`` of the rows ``whole``."""
+    start, stop, _ = some.indices(whole.stop - whole.start)
+    return slice(whole.start + start, whole.start + stop)
+
+
+def _joined(t: Tensor, n: int) -> Tensor:
+    """(n*k, groups, shared, f) as (n, groups, k*shared, f)."""
+    return t.unflatten(0, (n, len(t) // n if n else 1)).transpose(1, 2).flatten(2, 3)
 
 
 @dataclass(frozen=True)
@@ -210,7 +313,7 @@ class BlockGradient:
     def parts(self) -> list[slice]:
         """Slices of examples small enough that :meth:`dense` of each holds at most CHUNK numbers (more on an accelerator)."""
         room = CHUNK * (1 if self.pieces[0].device.type == "cpu" else ROOMIER)
-        step = max(1, room // max(1, max(piece.numel for piece in self.pieces)))
+        step = max(1, room // max(1, max(piece.numel for piece in self.pieces), self._extra))
         return [slice(i, min(i + step, len(self))) for i in range(0, len(self), step)]
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
@@ -223,15 +326,58 @@ class BlockGradient:
     def dot(self, queries: Tensor) -> Tensor:
         """Inner products (queries, n) with dense ``queries`` (queries, *shape)."""
         only = self.pieces[0]
-        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[1] == only.a.shape[2] == 1:
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.groups == only.shared == 1:
             return _rank_one_dot(queries[:, 0], only.g[:, 0, 0], only.a[:, 0, 0])
         lookups = [piece for piece in self.pieces if isinstance(piece, Lookup)]
         if lookups:  # entries by the ten thousand, of which an example touches few
             rest = tuple(piece for piece in self.pieces if not isinstance(piece, Lookup))
             total = sum(piece.dot(queries) for piece in lookups)
             return total + BlockGradient(rest).dot(queries) if rest else total  # type: ignore[return-value]
-        flat = queries.flatten(1)
-        return torch.cat([flat @ self.dense(rows).flatten(1).to(flat.dtype).mT for rows in self.parts()], 1)
+        return self._compared(queries, False)[0]
+
+    def dot_and_squares(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`dot` and :meth:`square_norms`, for which gradients are formed once where they have to be formed."""
+        only = self.pieces[0]
+        rank_one = len(self.pieces) == 1 and isinstance(only, Outer) and only.shared == 1
+        if rank_one or any(isinstance(piece, Lookup) for piece in self.pieces):
+            return self.dot(queries), self.square_norms()
+        return self._compared(queries, True)
+
+    def _compared(self, queries: Tensor, squares: bool) -> tuple[Tensor, Tensor]:
+        """Inner products (queries, n), and the gradients' square norms (n,) where they are wanted (else zeros), tile by tile of the gradients."""
+        first = self.pieces[0]
+        like = first.values if isinstance(first, Rows) else first.g if isinstance(first, Outer) else first.a
+        dots, found = queries.new_zeros(len(queries), len(self)), like.new_zeros(len(self))
+        at_once, height = self._tile()
+        for i in range(0, len(self), at_once):
+            rows = slice(i, min(i + at_once, len(self)))
+            part = [piece.part(rows) for piece in self.pieces]
+            ready = [piece.made() for piece in part if isinstance(piece, Outer)] if height else []
+            for out in [slice(o, o + height) for o in range(0, ready[0].g.shape[-1], height)] if ready else [None]:
+                if out is None:
+                    tile, seen = BlockGradient(tuple(part)).dense(), queries
+                else:
+                    tile, seen = BlockGradient(tuple(Outer(piece.a, piece.g[..., out]) for piece in ready)).dense(), queries[:, :, out]
+                flat = tile.flatten(1)
+                dots[:, rows] += seen.flatten(1) @ flat.to(queries.dtype).mT
+                if squares:
+                    found[rows] += flat.square().sum(1)
+        return dots, found
+
+    def _tile(self) -> tuple[int, int]:
+        """How many examples to form at once, and how many rows of their matrices: 0 for all, unless so few whole gradients find room that a
+        product with them would be one of thin matrices."""
+        first = self.pieces[0]
+        room = CHUNK * (1 if first.device.type == "cpu" else ROOMIER)
+        at_once, roomy = max(1, room // max(1, max(piece.numel for piece in self.pieces))), max(1, room // max(1, self._extra))
+        if min(at_once, len(self)) >= min(MANY, roomy, len(self)) or not isinstance(first, Outer) or not all(isinstance(p, Outer) for p in self.pieces):
+            return min(at_once, roomy), 0
+        at_once = min(MANY, roomy, len(self))
+        return at_once, max(1, room // (at_once * first.groups * first.inner))
+
+    @property
+    def _extra(self) -> int:
+        return max(piece.extra if isinstance(piece, Outer) else 0 for piece in self.pieces)
 
     def paired(self, queries: Tensor) -> Tensor:
         """Inner products (n,) of example i's gradient with query i."""
@@ -251,7 +397,7 @@ class BlockGradient:
     def squares(self, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
         """``sum_n (left^T G_n right)^2`` elementwise, (*shape): one matrix product where every example has a single position."""
         only = self.pieces[0]
-        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.shared == 1:
             turned = only.rotated(left, right)
             return torch.einsum("ngo,ngi->goi", turned.g.squeeze(2).square(), turned.a.squeeze(2).square())
         if len(self.pieces) == 1 and isinstance(only, Lookup):
@@ -263,18 +409,18 @@ class BlockGradient:
     def _when_to_rotate(self, left: Tensor | None, right: Tensor | None) -> tuple[Sides, Sides]:
         """The sides to rotate before gradients are formed, and those to rotate after. Over S positions a side f of factors takes
         S f^2 multiplications, and the formed gradient f^2 times its other side: the smaller of the two."""
-        positions = sum(piece.a.shape[2] if isinstance(piece, Outer) else 0 for piece in self.pieces)
+        positions = sum(piece.shared if isinstance(piece, Outer) else 0 for piece in self.pieces)
         outers = [piece for piece in self.pieces if isinstance(piece, Outer)]
         if len(outers) < len(self.pieces):
             return (left, right), (None, None)
-        out, inner = outers[0].g.shape[-1], outers[0].a.shape[-1]
+        out, inner = outers[0].g.shape[-1], outers[0].inner
         early = (left if positions <= inner else None), (right if positions <= out else None)
         return early, (left if early[0] is None else None, right if early[1] is None else None)
 
     def square_norms(self) -> Tensor:
         """``|G_n|^2``, (n,)."""
         only = self.pieces[0]
-        if len(self.pieces) == 1 and isinstance(only, Outer) and only.a.shape[2] == 1:
+        if len(self.pieces) == 1 and isinstance(only, Outer) and only.shared == 1:
             return (only.g.square().sum(-1) * only.a.square().sum(-1)).flatten(1).sum(1)
         if len(self.pieces) == 1 and isinstance(only, Lookup):
             return only.square_norms()

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headwater.capture.blocks import Block, BlockGradient, Lookup, Outer, Piece, Rows
+from headwater.capture.blocks import Block, BlockGradient, Late, Lookup, Outer, Piece, Rows
 from headwater.capture.fallback import Function, by_loop, by_vmap
-from headwater.capture.rules import Rule, refuse_batch_statistics, refuse_training_mode, rule_of
+from headwater.capture.rules import Patches, Rule, refuse_batch_statistics, refuse_training_mode, rule_of
 from headwater.capture.stream import is_out_of_memory
 from headwater.errors import BatchCoupling, GradientError, GradientMismatch, InputError, NotFinite, TaskError
 from headwater.tasks.batches import Batch, leaves, size, take
@@ -55,22 +56,25 @@ class Site:
 @dataclass
 class Use:
     """One call of a site: its input, the zeros added to its output of shape ``shape``, and where the examples are (see :class:`Layout`).
-    ``prepared``: the input as the rule takes it, once made."""
+    ``prepared``: the input as the rule takes it, once made. ``columns``: how many there are of the function."""
 
     site: Site
     x: Tensor
     probe: Tensor
     how: str
     shape: tuple[int, ...]
-    prepared: Tensor | None = None
+    prepared: Any = None
+    columns: int = 1
 
-    def input(self, n: int, dtype: torch.dtype) -> Tensor:
+    def input(self, n: int, dtype: torch.dtype) -> Any:
         """What the rule's ``emit`` takes for x; the same for all columns of a function."""
         if self.prepared is None:
             x = examples_first(self.x, self.how, n)
             x = x.to(dtype) if x.is_floating_point() else x
             rule = self.site.rule
             self.prepared = x if rule.prepare is None else rule.prepare(self.site.module, x, self.site.folded)
+            if self.columns > 1 and isinstance(self.prepared, Patches):  # made once, not once a column
+                self.prepared.keep()
         return self.prepared
 
 
@@ -145,6 +149,8 @@ def regroup(piece: Piece, n: int) -> Piece:
     """A piece over examples times positions as a piece over ``n`` examples."""
     if len(piece) == n:
         return piece
+    if isinstance(piece, Late):
+        return piece.regrouped(n)
     if isinstance(piece, Outer):  # (n*k, groups, shared, f) -> (n, groups, k*shared, f)
         a, g = (t.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3) for t in (piece.a, piece.g))
         return Outer(a, g)
@@ -411,6 +417,8 @@ class Capture:
         layouts = self._layout_of(function if key is None else key, function, batch)
         function = columns(function)
         out, uses, found = self._placed(function, layouts, batch)
+        for use in uses:
+            use.columns = out.shape[1]
         for column in range(out.shape[1]):
             if column:
                 found = self._differentiate(out, column, uses, keep=column < out.shape[1] - 1)

@@ -19,10 +19,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headwater.capture.blocks import Lookup, Outer, Piece, Rows
+from headwater.capture.blocks import Late, Lookup, Outer, Piece, Rows
 from headwater.errors import BatchCoupling, GradientError
 
-Emit = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
+Emit = Callable[[Any, Any, Tensor], dict[str, Piece]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rule:
     more input column. ``given``: see :class:`~headwater.capture.blocks.Block`, as is ``indexed``."""
 
     emit: Emit
-    prepare: Callable[[Any, Tensor, bool], Tensor] | None = None
+    prepare: Callable[[Any, Tensor, bool], Any] | None = None
     groups: Callable[[Any], int] | None = None
     transpose: bool = False
     fold: bool = True
@@ -85,14 +85,36 @@ def _by_group(t: Tensor, groups: int) -> Tensor:
     return t.reshape(len(t), groups, t.shape[1] // groups, -1).transpose(2, 3)
 
 
-def _patches(module: Any, x: Tensor, ones: bool) -> Tensor:
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, _padding(module), mode=mode) if any(_padding(module)) else x
-    return unfold(x, module.kernel_size, module.stride, module.dilation, module.groups, ones)
+@dataclass
+class Patches:
+    """The patches of a convolution's input, made when they are asked for; ``ones``: with a last input that is always 1. ``kept``: all of them,
+    once they are to be."""
+
+    module: Any
+    x: Tensor
+    ones: bool
+    kept: Tensor | None = None
+
+    def keep(self) -> None:
+        """Make them now, and once."""
+        self.kept = self(slice(None))
+
+    @property
+    def inner(self) -> int:
+        return int(self.module.weight[0].numel()) + self.ones
+
+    def __call__(self, rows: slice) -> Tensor:
+        """(n, groups, positions, inner) of the examples in ``rows``."""
+        if self.kept is not None:
+            return self.kept[rows]
+        module, x = self.module, self.x[rows]
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, _padding(module), mode=mode) if any(_padding(module)) else x
+        return unfold(x, module.kernel_size, module.stride, module.dilation, module.groups, self.ones)
 
 
-def _convolution(module: Any, patches: Tensor, g: Tensor) -> dict[str, Piece]:
-    return {"weight": Outer(patches, _by_group(g, module.groups)), "bias": Rows(g.flatten(2).sum(2))}
+def _convolution(module: Any, patches: Patches, g: Tensor) -> dict[str, Piece]:
+    return {"weight": Late(patches, _by_group(g, module.groups), patches.inner), "bias": Rows(g.flatten(2).sum(2))}
 
 
 def _transposed(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
@@ -156,7 +178,7 @@ def _batch_norm(module: Any, x: Tensor, g: Tensor) -> dict[str, Piece]:
     return _scale_and_shift(module, normalised, g, list(range(2, g.ndim)))
 
 
-_CONVOLUTION = Rule(_convolution, _patches, groups=lambda m: m.groups)
+_CONVOLUTION = Rule(_convolution, Patches, groups=lambda m: m.groups)
 _TRANSPOSED = Rule(_transposed, groups=lambda m: m.groups, fold=False, given="left")
 _BATCH_NORM = Rule(_batch_norm)
 _INSTANCE_NORM = Rule(_instance_norm)

@@ -25,7 +25,7 @@ from headwater.errors import NotFinite
 from headwater.influence.engine import Engine
 from headwater.influence.methods import Asking, Row, Table, Weights
 from headwater.influence.queries import Asked
-from headwater.influence.vectors import Queries, Whole, dots_of, lengths_of, respond, scaled, summed, through, vectors_of
+from headwater.influence.vectors import Queries, Whole, dots_and_squares, lengths_of, respond, scaled, summed, through, vectors_of
 from headwater.tasks.batches import Batch
 
 
@@ -174,14 +174,18 @@ class QuerySide:
 
 def contribution(seen: list[Seen], gradients: Gradients, paired: bool) -> list[Tensor]:
     """What a batch adds to each row's scores: (queries, n) for all pairs, (1, n) for query i with example i."""
+    lengths: Tensor | None = None
     if paired:
         dots = [torch.stack([s.vectors[name].paired(g) for name, g in gradients.items()]).sum(0).unsqueeze(0) for s in seen]
     else:
         dots = [torch.zeros(0)] * len(seen)
+        squares = []
         for name, gradient in gradients.items():
-            for k, dot in enumerate(dots_of([s.vectors[name] for s in seen], gradient)):
+            added, square = dots_and_squares([s.vectors[name] for s in seen], gradient, any(s.norms is not None for s in seen))
+            squares += [] if square is None else [square]
+            for k, dot in enumerate(added):
                 dots[k] = dots[k] + dot if dots[k].numel() else dot
-    lengths = None
+        lengths = torch.stack(squares).sum(0).sqrt() if squares else None
     out = []
     for s, dot in zip(seen, dots, strict=True):
         if s.norms is not None:

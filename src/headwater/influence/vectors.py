@@ -188,7 +188,7 @@ class Sketched:
 def is_rank_one(gradient: BlockGradient) -> bool:
     """Whether each example's gradient of this block is a single outer product."""
     only = gradient.pieces[0]
-    return len(gradient.pieces) == 1 and isinstance(only, Outer) and only.a.shape[1] == 1 and only.a.shape[2] == 1
+    return len(gradient.pieces) == 1 and isinstance(only, Outer) and only.groups == 1 and only.shared == 1
 
 
 def factors(gradient: BlockGradient) -> tuple[Tensor, Tensor]:
@@ -242,10 +242,23 @@ def _on_factors(flow: Any, name: str, phi: Response, tolerance: float) -> Split 
 
 def dots_of(sides: list[Side], gradient: BlockGradient) -> list[Tensor]:
     """Inner products of several rows' query vectors with one batch: the whole ones stacked into one product."""
+    return dots_and_squares(sides, gradient, False)[0]
+
+
+def dots_and_squares(sides: list[Side], gradient: BlockGradient, squares: bool) -> tuple[list[Tensor], Tensor | None]:
+    """:func:`dots_of`, and with ``squares`` the square norms of the batch's gradients, (n,): these are formed for both at once."""
     usable = [side if isinstance(side, Whole | Sketched) or is_rank_one(gradient) else Whole(side.whole()) for side in sides]
     whole = [side.values for side in usable if isinstance(side, Whole)]
-    stacked = iter(gradient.dot(torch.cat(whole)).split([len(w) for w in whole])) if whole else iter(())
-    return [next(stacked) if isinstance(side, Whole) else side.dot(gradient) for side in usable]
+    lengths: Tensor | None = None
+    together: Tensor | None = None
+    if whole and squares:
+        together, lengths = gradient.dot_and_squares(torch.cat(whole))
+    elif whole:
+        together = gradient.dot(torch.cat(whole))
+    elif squares:
+        lengths = gradient.square_norms()
+    stacked = iter(()) if together is None else iter(together.split([len(w) for w in whole]))
+    return [next(stacked) if isinstance(side, Whole) else side.dot(gradient) for side in usable], lengths
 
 
 def scaled(queries: Queries, by: Tensor) -> Queries:
