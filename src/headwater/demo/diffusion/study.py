@@ -135,8 +135,9 @@ def plan(size: Size, out: Path) -> str:
     n, tried = len(emoji(size)[1]), methods(size.timesteps)
     steps = size.epochs * -(-n // size.batch)
     asked = size.made + size.traced
+    threads = "1 thread" if size.threads == 1 else f"{size.threads} threads"
     return (
-        f"Plan: train {steps:,} steps on {n} emoji ({device()}, {size.threads} threads), generate {size.made} pictures in {size.steps} steps each, and trace "
+        f"Plan: train {steps:,} steps on {n} emoji ({device()}, {threads}), generate {size.made} pictures in {size.steps} steps each, and trace "
         f"{asked} pictures by {len(tried)} methods at {size.checkpoints} checkpoints; all of it kept in {out}. Started again, it goes on where it was: a trace in the "
         "middle, a training from its beginning."
     )
