@@ -11,7 +11,7 @@ import pytest
 import headwater as hw
 from headwater.evaluate.jobs import select
 
-FILES = sorted(file for file in (Path(__file__).parents[2] / "examples").glob("*.py") if not file.stem.startswith("explain_"))
+FILES = sorted(file for file in (Path(__file__).parents[2] / "examples").glob("*.py") if not file.stem.startswith(("explain_", "diffusion_")))
 
 
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)

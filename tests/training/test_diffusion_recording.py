@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import headwater as hw
 from headwater.errors import DamagedFile, GradientError, InputError, MissingCheckpoint, RunError
 from headwater.influence.request import Parts
+from headwater.tasks.code import model_digest
 from headwater.tasks.diffusion.events import dropped, noise_of
 from headwater.training.folders import load, weights_file
 from headwater.training.replay import Replay
@@ -681,3 +682,14 @@ def test_a_run_from_saved_adapters_takes_the_base_from_build_and_compares_adapte
     G = torch.stack(rows)
     truth = (0.3 / 8 * G[:2] @ G.T).numpy()  # three steps at 0.1
     np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-9 * np.abs(truth).max())
+
+
+def test_a_network_of_diffusers_is_the_same_wherever_it_was_loaded_from_and_another_with_other_settings(tmp_path):
+    from diffusers import UNet2DModel
+
+    model = unet()
+    model.save_pretrained(tmp_path / "here")
+    loaded, configured = UNet2DModel.from_pretrained(tmp_path / "here"), UNet2DModel.from_config(model.config)
+    assert model_digest(model) == model_digest(loaded) == model_digest(configured)
+    others = [unet(act_fn="mish"), unet(flip_sin_to_cos=False), unet(norm_eps=1e-3), unet(resnet_time_scale_shift="scale_shift"), unet(freq_shift=1)]
+    assert len({model_digest(m) for m in (model, *others)}) == 6

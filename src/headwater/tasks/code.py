@@ -9,7 +9,7 @@ import inspect
 import platform
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -20,10 +20,11 @@ from headwater.tasks.batches import hash_of
 
 WAY = 2
 """Which way of making digests this is: those made in two ways cannot be compared."""
-_LIBRARIES = ("torch", "transformers", "peft", "builtins", "typing", "collections")
+_LIBRARIES = ("torch", "transformers", "peft", "diffusers", "builtins", "typing", "collections")
 """Whose classes are known by their names."""
 _INCIDENTAL = {*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile", "gradient_checkpointing", "_gradient_checkpointing_func", "_is_hf_initialized"}
 """Fields of a module that change nothing of what it computes: torch's own, how it is run, where it is in a life."""
+_OF_DIFFUSERS = {"_internal_dict", "_lora_loadable_modules", "_use_default_values"}
 _OF_TRANSFORMERS = {"name_or_path", "warnings_issued", "loss_type", "_attn_implementation", "_fsdp_plan", "_tp_plan", "_ep_plan", "_pp_plan"}
 _OF_CONFIGS = {"use_cache", "dtype", "torch_dtype", "architectures", "gradient_checkpointing", "attn_implementation"}
 
@@ -57,7 +58,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
     """What a model computes, for a manifest: its digest; the kind of each module, so that a difference can be named; and by which versions
     and in which way the digest was made, since only digests of the same can be compared. Plain JSON values."""
     kinds = {name: type(part).__name__ for name, part in model.named_modules()}
-    libraries = {type(part).__module__.split(".")[0] for part in model.modules()} & {"transformers", "peft"} | {"torch"}
+    libraries = {type(part).__module__.split(".")[0] for part in model.modules()} & {"transformers", "peft", "diffusers"} | {"torch"}
     versions = {name: str(sys.modules[name].__version__) for name in sorted(libraries)}
     return {"digest": model_digest(model), "kinds": kinds, "made": {"way": WAY, "python": ".".join(platform.python_version_tuple()[:2]), **versions}}
 
@@ -96,8 +97,8 @@ def _anatomy(model: nn.Module, seen: set[int]) -> Iterator[str]:
         own = kind.__module__.split(".")[0] not in _LIBRARIES
         yield f"{name}: {kind.__name__ if own else _named(kind)}"
         config = getattr(part, "config", None)
-        described = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-        ignored = _INCIDENTAL | _OF_TRANSFORMERS if described else _INCIDENTAL
+        described = _described(config)
+        ignored = _INCIDENTAL | _OF_TRANSFORMERS | _OF_DIFFUSERS if described else _INCIDENTAL
         yield from _fields(_Settings({n: v for n, v in vars(part).items() if n not in ignored}), seen, False)
         yield from _plain({n: v for n, v in described.items() if "name" not in n and "version" not in n and n not in _OF_CONFIGS})
         for base in kind.__mro__:
@@ -106,6 +107,14 @@ def _anatomy(model: nn.Module, seen: set[int]) -> Iterator[str]:
                 yield _source(base)
         if kind.forward.__module__.split(".")[0] not in _LIBRARIES:
             yield from _traits(kind.forward, seen, True)
+
+
+def _described(config: Any) -> dict[str, Any]:
+    """The settings in a config of transformers or diffusers (a mapping, whose entries that begin with _ say where it came from)."""
+    if hasattr(config, "to_dict"):
+        found: dict[str, Any] = config.to_dict()
+        return found
+    return {name: value for name, value in config.items() if not name.startswith("_")} if isinstance(config, Mapping) else {}
 
 
 class _Settings:
