@@ -29,7 +29,7 @@ from headwater.influence.tabled import _tolerance as checked_tolerance
 from headwater.influence.vectors import Factored, Queries, Whole, factors
 from headwater.result import TrainingScores
 
-TOLERANCES = (3e-3, 1e-2)
+TOLERANCES = (6e-3, 1e-2)
 """The relative errors (root mean square) that leaving coordinates out may make by default: of responses, and of whole scores by queries that
 were carried through later segments. A built index reports the error that they make together; ``tolerance=1e-3`` of trace asks for less."""
 
