@@ -29,7 +29,6 @@ from headwater.influence.timing import Pieces
 from headwater.report.numbers import duration
 from headwater.result import TrainingScores
 from headwater.store import content_hash
-from headwater.tasks import fingerprint
 from headwater.tasks.code import code_digest
 
 LONG = 60.0
@@ -144,8 +143,7 @@ def _where(member: Member) -> str:
 
 def _question(request: Request) -> list[Any]:
     """What contributions depend on besides the model and the method: the queries, how they make rows, the measure, the tolerance."""
-    asked = request.asked
-    return [[fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True), request.tolerance, asked.averaged]
+    return [*request.asked.identity, request.tolerance]
 
 
 def _make(name: str, contributions: Sequence[Contribution], request: Request) -> tuple[float, int]:
