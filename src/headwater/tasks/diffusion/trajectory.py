@@ -65,7 +65,9 @@ class Trajectory:
 
         Args:
             batch: conditions, and images of the wanted shape (their values do not matter).
-            steps: sampling steps, evenly spaced. guidance: as of ``task.output``. clip: keep ``x0hat`` within plus or minus this.
+            steps: sampling steps, evenly spaced. guidance: as of ``task.output``.
+            clip: keep ``x0hat`` within plus or minus this, as samplers of pixels do (1.0): at the noisiest steps a small error of the predicted
+                noise is a large one of the image.
             seed: of the first noise; each image has its own, by its number.
         """
         x0, process = image_of(batch, task.images), task.process
