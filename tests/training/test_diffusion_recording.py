@@ -714,3 +714,15 @@ def test_a_network_of_diffusers_is_the_same_wherever_it_was_loaded_from_and_anot
     assert model_digest(model) == model_digest(loaded) == model_digest(configured)
     others = [unet(act_fn="mish"), unet(flip_sin_to_cos=False), unet(norm_eps=1e-3), unet(resnet_time_scale_shift="scale_shift"), unet(freq_shift=1)]
     assert len({model_digest(m) for m in (model, *others)}) == 6
+
+
+def test_ensembles_and_an_index_are_asked_at_the_average_too(averaged_run, tmp_path):
+    run = averaged_run
+    other = averaging(tmp_path / "other", shadows, seed=9)[0]
+    single = [hw.trace(r, ASKED, hw.GradDot(), progress=False).values for r in (run, other)]
+    np.testing.assert_allclose(hw.trace(run, ASKED, hw.Ensemble(hw.GradDot(), [run, other]), progress=False).values, np.mean(single, 0), rtol=1e-9)
+    np.testing.assert_allclose(hw.trace(hw.index(run, progress=False), ASKED, hw.GradDot(), progress=False).values, single[0], rtol=1e-9)
+    lora = hw.LoraEnsemble(hw.GradDot(), members=2, rank=2, steps=3)
+    found, view, raw = (hw.trace(r, ASKED, lora, weights=w, progress=False) for r, w in ((run, None), (run.averaged(), None), (run, "raw")))
+    np.testing.assert_array_equal(found.values, view.values)
+    assert not np.allclose(found.values, raw.values) and found.provenance["training examples at"].startswith("ema")

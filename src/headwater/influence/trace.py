@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from headwater.errors import InputError
+from headwater.influence.ensembles import LoraEnsemble
 from headwater.influence.index import Index
 from headwater.influence.index.answering import by_index
 from headwater.influence.methods import Method, Table
@@ -79,8 +80,13 @@ def trace(
     for k, m in enumerate(methods):
         if k not in tables:
             results[k] = _answer(m, request)
-    found = [_told(results[k], run, request.asked.averaged, isinstance(m, Scorer)) for k, m in enumerate(methods)]
+    found = [_told(results[k], run, request.asked.averaged, _in_one_space(m)) for k, m in enumerate(methods)]
     return found if many else found[0]
+
+
+def _in_one_space(method: Any) -> bool:
+    """Whether a method, or that of an ensemble's members, meets training examples at the weights at which queries are asked."""
+    return isinstance(method, Scorer | LoraEnsemble) or isinstance(getattr(method, "method", None), Scorer)
 
 
 def _told(scores: TrainingScores, run: Run, averaged: bool, both: bool = False) -> TrainingScores:

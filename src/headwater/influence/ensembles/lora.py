@@ -95,7 +95,9 @@ class LoraEnsemble:
         return f"LoraEnsemble({self.method!r}, {', '.join(said)})"
 
     def answer(self, request: Request) -> TrainingScores:
-        """Scores averaged over the members, with their standard errors (what :func:`headwater.trace` calls)."""
+        """Scores averaged over the members, with their standard errors (what :func:`headwater.trace` calls). Asked about averaged
+        weights, adapters are trained on the averaged model."""
+        request = request.in_one_place
         return carry_out(repr(self), self.method, self.variants(request.run), request)
 
     @property
