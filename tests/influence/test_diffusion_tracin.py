@@ -342,3 +342,15 @@ def test_other_tasks_are_refused(tmp_path):
 
     with pytest.raises(InputError, match="Classification in stage 'train'"):
         hw.trace(record(tmp_path / "run", sgd(), steps=2), asked, hw.DiffusionReTrac(), progress=False)
+
+
+def test_methods_asked_together_share_their_passes_and_answer_as_alone(run):
+    methods = [hw.DiffusionTracIn(timesteps=3, draws=2, keep="checkpoint"), hw.DiffusionReTrac(timesteps=3, draws=2)]
+    together = hw.trace(run, ASKED, methods, progress=False)
+    alone = [hw.trace(run, ASKED, method, progress=False) for method in methods]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=1e-12 * np.abs(other.values).max())
+    np.testing.assert_allclose(together[0].by("checkpoint").values, alone[0].by("checkpoint").values, rtol=0, atol=1e-12)
+    checkpoints = len(run.checkpoints) - 1
+    passes = [scores.provenance["cost"]["plan"]["passes"] for scores in (together[0], *alone)]
+    assert passes == [3 * checkpoints, checkpoints, 3 * checkpoints]

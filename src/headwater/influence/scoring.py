@@ -27,6 +27,7 @@ from headwater.influence.methods import Asking, Row, Table, Weights
 from headwater.influence.queries import Asked
 from headwater.influence.vectors import Queries, Whole, dots_and_squares, lengths_of, respond, scaled, summed, through, vectors_of
 from headwater.tasks.batches import Batch
+from headwater.tasks.diffusion import Grid
 
 
 class Pass(NamedTuple):
@@ -77,7 +78,20 @@ def passes(tables: list[Table], engine: Engine) -> dict[Pass, list[Use]]:
             count = row.examples or engine.run.stages[row.stage].size
             for weights in row.at:
                 found.setdefault(Pass(row.stage, weights, row.events), []).append(Use(m, r, row, row.share / (count * len(row.at))))
-    return dict(sorted(found.items(), key=lambda item: (-max(item[0].weights), -item[0].stage)))
+    return dict(sorted(_split(found, tables).items(), key=lambda item: (-max(item[0].weights), -item[0].stage)))
+
+
+def _split(found: dict[Pass, list[Use]], tables: list[Table]) -> dict[Pass, list[Use]]:
+    """A pass over several timesteps is left out where others go over each of them alone: its rows, being linear in the loss, are the mean of
+    theirs. (Rows that bring each gradient to unit norm are not.)"""
+    for where in [w for w in found if isinstance(w.events, Grid) and len(set(w.events.timesteps)) == len(w.events.timesteps) > 1]:
+        parts = [where._replace(events=part) for part in where.events.parts()]
+        linear = not any(use.row.unit or tables[use.method].cosine for use in found[where])
+        if linear and all(part in found for part in parts):
+            for part in parts:
+                found[part] += [replace(use, factor=use.factor / len(parts)) for use in found[where]]
+            del found[where]
+    return found
 
 
 def query_gradients(engine: Engine, asked: Asked, weights: Weights, rows: slice) -> Queries:

@@ -12,7 +12,7 @@ it taught; ReTrac takes the size out. Norms are those of the whole gradient. A z
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headwater.errors import InputError
 from headwater.influence.diffusion.kernels import diffusion
@@ -77,17 +77,17 @@ class _OverEvents:
             groups: list[Grid | Listed] = [Listed(met.t[:, [k]], met.seeds[:, [k]]) for k in range(met.count)] if self._unit else [met]
         else:
             grid = task.grid(self.timesteps, self.draws, noise=self.noise, seed=self.seed, salt=step)
-            groups = list(_by_timestep(grid)) if self._unit else [grid]
+            groups = list(grid.parts()) if self._unit else [grid]
         for events in groups:
             yield events, 1 / len(groups)
 
     def _askings(self, grid: Grid, step: int) -> Iterator[tuple[Asking, float, tuple[tuple[str, float], ...]]]:
         """What training gradients are compared with, and the share of each: one vector for all timesteps, unless they are kept apart."""
-        parts = _by_timestep(grid) if self._unit else (grid,)
+        parts = grid.parts() if self._unit else (grid,)
         if "timestep" not in self.keep:
             yield Asking((step,), parts, self._unit), 1.0, ()
             return
-        for part in _by_timestep(grid):
+        for part in grid.parts():
             yield Asking((step,), (part,), self._unit), 1 / len(grid.timesteps), (("timestep", part.timesteps[0]),)
 
 
@@ -129,7 +129,3 @@ class DiffusionReTrac(_OverEvents):
     @property
     def _unit(self) -> bool:
         return True
-
-
-def _by_timestep(grid: Grid) -> tuple[Grid, ...]:
-    return tuple(replace(grid, timesteps=(t,)) for t in grid.timesteps)

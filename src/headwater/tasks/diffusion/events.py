@@ -66,6 +66,10 @@ class Grid:
         """Events of each example."""
         return len(self.timesteps) * self.draws
 
+    def parts(self) -> tuple[Grid, ...]:
+        """One grid for each timestep. A loss over this one is their mean, if no timestep stands twice."""
+        return tuple(replace(self, timesteps=(t,)) for t in self.timesteps)
+
     def of(self, ids: np.ndarray, namespace: str) -> tuple[Tensor, Tensor]:
         """Timesteps and seeds of the examples ``ids``, (n, k) each. With shared noise ids do not matter."""
         shared = self.noise == SHARED
