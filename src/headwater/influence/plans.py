@@ -47,7 +47,7 @@ class Plan:
         chunks = f" in each of {self.chunks} chunks of {self.chunk} queries" if self.chunks > 1 else ""
         refined = f", and at most {self.refined:,} for refinement" if self.refined else ""
         left = f" ({self.left:,} of them left)" if self.left < self.examples + self.refined else ""
-        timed = "" if self.seconds is None else f", about {duration(self.seconds)} by timed batches"
+        timed = "" if self.seconds is None else f", about {duration(self.seconds)} by timed batches for the gradients alone"
         memory = f"queries {_mb(self.query_bytes)}, curvature {_mb(self.factor_bytes)}, scores {_mb(self.score_bytes)}"
         lines = (
             f"{len(self.methods)} method(s), {self.queries:,} queries x {self.train:,} training examples: {self.passes} passes over gradients{chunks}",
