@@ -1,8 +1,8 @@
 """Headwater beside its peers on this machine, in one run: prints tables with ratios.
 
     python benchmarks/run.py                               everything, peers where they are installed (make bench): about 40 minutes on two cores
-    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2, trak_dattri, index, unrolled, explain_networks, explain_accuracy,
-                                                           explain_trees, explain_interactions
+    python benchmarks/run.py ekfac_mlp graddot             some of: ekfac_mlp, graddot, scaling, gpt2, trak_dattri, index, unrolled, diffusion,
+                                                           diffusion_speed, explain_networks, explain_accuracy, explain_trees, explain_interactions
     python benchmarks/run.py --tiny                        the same in miniature, to see that it works: its times mean nothing
     python benchmarks/run.py --write                       put what is printed into benchmarks/RESULTS.md too, each part in its place
 
@@ -46,6 +46,8 @@ PARTS: dict[str, Callable[[Path, bool, int], str]] = {
     "trak_dattri": script("trak_dattri", "TRAK"),
     "index": script("index", "The eigenbasis index"),
     "unrolled": script("unrolled", "Exact unrolling"),
+    "diffusion": script("diffusion", "What attribution of diffusion models is worth"),
+    "diffusion_speed": script("diffusion_speed", "Attribution of diffusion models"),
     "explain_networks": explain_networks.measure,
     "explain_accuracy": explain_accuracy.measure,
     "explain_trees": script("explain_trees", "Explanations of trees"),
