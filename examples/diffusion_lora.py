@@ -72,7 +72,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="fewer pictures and steps")
     parser.add_argument("--html", help="write a page here")
     given = parser.parse_args(argv)
-    count, epochs, shown = (12, 6, 1) if given.quick else (60, 60, 3)
+    count, epochs, shown = (12, 6, 1) if given.quick else (40, 40, 3)
     place = Path(tempfile.mkdtemp())
     stand_in(place / "unet")
 
