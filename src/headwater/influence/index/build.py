@@ -335,6 +335,7 @@ class _Build:
         seconds = duration(left * self.engine.seconds_per_example)
         lines = (
             f"an index of {self.run.size:,} training examples: {len(self.panels)} sets of gradients, about {size / 2**20:,.0f} MB in {self.files.path}",
-            f"{work:,} example gradients in all, those for the curvature included{spared}, about {seconds} by timed batches for the gradients alone; batches of {self.engine.batch_size}",
+            f"{work:,} example gradients in all, those for the curvature included{spared}, "
+            f"about {seconds} by timed batches for the gradients alone; batches of {self.engine.batch_size}",
         )
         return "\n".join("headwater: " + line for line in lines)
