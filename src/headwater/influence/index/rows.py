@@ -133,6 +133,9 @@ class Stored(BlockGradient):
     def square_norms(self) -> Tensor:
         return super().square_norms() if self.norms is None else self.norms.square()
 
+    def dot_and_squares(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        return super().dot_and_squares(queries) if self.norms is None else (self.dot(queries), self.square_norms())
+
 
 def _one(t: Tensor, side: Tensor | None) -> Tensor:
     """Factors (n, f) of a layer of one group, rotated."""
