@@ -54,7 +54,7 @@ def trace(
         batch_size: examples at once; default: from the model's size. One that does not fit in memory is halved.
         memory: bytes for the query side; more queries than fit are worked off in chunks.
         tolerance: relative error (root mean square) that scores may have in exchange for speed, in layers applied once per
-            example: eigenvalues too small to matter count as zero. 0 is exact. Default: 1e-4 (of an index 3e-3, and 1e-2 for queries that
+            example: eigenvalues too small to matter count as zero. 0 is exact. Default: 1e-4 (of an index 6e-3, and 1e-2 for queries that
             were carried through later segments), and 0 for a float64 model.
         progress: show a plan and progress on stderr.
 
