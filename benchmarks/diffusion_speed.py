@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--events", type=int, default=2560, help="events that are traced and timed, of each network")
-    parser.add_argument("--only", nargs="+", default=None, metavar="NETWORK")
+    parser.add_argument("--only", nargs="+", default=None, metavar="NETWORK", help="the costs of some networks alone")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "IMAGES"), help="print the memory of one trace")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,6 +138,8 @@ def main() -> None:
         rows += measure(name, known[name], 80 if given.tiny else given.events, given.repeats)
     head = ["network", "parameters", "method", "bare pass, ms an event", "trace, ms an event", "ratio", "ratio of the whole call"]
     print(f"### Cost of an event\n\n{QUERIES} queries, {TIMESTEPS} timesteps, float32, CPU time on one thread.\n\n{table(head, rows)}\n")
+    if given.only:
+        return
     sizes = (20, 160) if given.tiny else (1000, 8000)
     rows = [[name, *(f"{peak(name, count, given.tiny):,}" for count in sizes)] for name in list(known)[:2]]
     scores = 4 * QUERIES * (sizes[1] - sizes[0]) / 2**20
