@@ -354,3 +354,30 @@ def test_methods_asked_together_share_their_passes_and_answer_as_alone(run):
     checkpoints = len(run.checkpoints) - 1
     passes = [scores.provenance["cost"]["plan"]["passes"] for scores in (together[0], *alone)]
     assert passes == [3 * checkpoints, checkpoints, 3 * checkpoints]
+
+
+def test_a_measure_of_ones_own_is_taken_whole_where_it_is_no_sum_over_events(run):
+    """It may ignore events, or be a function of their mean; and it may read weights past their modules."""
+    weight = next(iter(dict(run.model().named_parameters())))
+
+    def ignores(model, batch):
+        return model(batch.batch, torch.full((len(batch.batch),), 500)).flatten(1).sum(1)
+
+    def root(model, batch):
+        return -TASK.loss(model, batch).sqrt()
+
+    def reads(model, batch):
+        return TASK.loss(model, batch) * 0 + dict(model.named_parameters())[weight].square().sum()
+
+    model = run.load(run.model(), run.checkpoints[-1])
+    parameters = list(model.parameters())
+    query, train = TASK.examples(ASKED).asked(), TASK.examples(TRAIN)
+
+    def flat(function, data, i):
+        found = torch.autograd.grad(function(model, data.batch([i]))[0], parameters, allow_unused=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(found, parameters, strict=True)])
+
+    for measure in (ignores, root, reads):
+        asked, taught = ([flat(f, data, i) for i in range(len(data))] for f, data in ((measure, query), (TASK.loss, train)))
+        truth = -torch.stack(asked) @ torch.stack(taught).mT / len(TRAIN)
+        assert close(hw.trace(run, ASKED, hw.GradDot(), measure=measure, progress=False).values, truth.numpy(), 1e-9)

@@ -243,6 +243,7 @@ class Capture:
         if not self.trained:
             raise InputError("a model without trained parameters", "at least one parameter with requires_grad", "unfreeze what was trained")
         self.blocks: dict[str, Block] = {}
+        self._sums: dict[Hashable, bool] = {}
         self.at_once = 0  # rows that the model sees at once, where one example has more of them; 0: all
         self._layouts: dict[Hashable, dict[Call, Layout]] = {}
         self._rounding = max((torch.finfo(p.dtype).eps for p in self._parameters.values() if p.is_floating_point()), default=0.0)
@@ -391,14 +392,26 @@ class Capture:
 
         Gradients are of each example alone, unscaled: no mean over the batch enters. ``key`` names the function where a new object
         is made for each batch: functions with one key call the model alike. A batch of examples with several noise events each is seen
-        row by row, an example's gradient being the sum of its rows'.
+        row by row, an example's gradient being the sum of its rows', where the function is such a sum.
         """
-        if not isinstance(batch, Drawn):
+        if not isinstance(batch, Drawn) or (batch.each > 1 and not self._is_sum(function, batch, key)):
             yield from self._each(function, batch, key)
         elif self.at_once and self.at_once < batch.signal.numel():
             yield from self._in_parts(function, batch, key, max(1, self.at_once // len(batch.signal)))
         else:
             yield from (_gathered(gradients, batch.each) for gradients in self._each(function, batch.rows(), key))
+
+    def _is_sum(self, function: Function, batch: Drawn, key: Hashable) -> bool:
+        """Whether an example's value is the sum of its rows', as of a mean over noise events, and not, say, a function of that mean: found
+        out once for each function, on the first example."""
+        name = (function if key is None else key, batch.each)
+        if name not in self._sums:
+            one = take(batch, slice(0, 1))
+            with torch.no_grad():
+                whole, rows = (columns(function)(self.model, b) for b in (one, one.rows()))
+            parts = rows.sum(0, keepdim=True)
+            self._sums[name] = _relative(parts, whole) <= self.tolerance
+        return self._sums[name]
 
     def _in_parts(self, function: Function, batch: Drawn, key: Hashable, width: int) -> Iterator[Gradients]:
         """Examples with more noise events than the model can see at once: ``width`` events of each at a time, their gradients summed."""

@@ -22,7 +22,8 @@ from headwater.influence.request import SCORES, Parts, Request, Scorer
 from headwater.influence.scoring import Pass, QuerySide, Use, passes, query_gradients, score_pass
 from headwater.result import Slices, TrainingScores
 from headwater.store import content_hash
-from headwater.tasks import Measure
+from headwater.tasks import Measure, Task
+from headwater.tasks.batches import to
 from headwater.tasks.code import code_digest, task_identity
 from headwater.training import Run
 
@@ -34,6 +35,9 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     engine.load((run.checkpoints[-1],))
     check(asked, engine.model, run.stages[-1].data, run.device)
     prove_estimates([row.curvature.estimate for table in tables for row in table.rows if row.curvature is not None], run, engine.model)
+    if not isinstance(getattr(asked.measure, "__self__", None), Task):  # the user's own may reach weights outside their modules
+        for examples in asked.examples:
+            engine.capture.prove(asked.measure, to(examples.batch(range(min(2, len(examples)))), run.device))
     work, slots = passes(tables, engine), Slots(tables)
     plan = plan_of(engine, tables, asked, request.memory, slots.count)
     # the place in the job depends on chunks and batches: they are part of its name

@@ -25,9 +25,8 @@ from headwater.influence.unrolled.schedule import Schedule, walk
 from headwater.influence.unrolled.weigh import Weighing
 from headwater.report.numbers import duration
 from headwater.store import Store, content_hash
-from headwater.tasks import fingerprint
 from headwater.tasks.batches import size, to
-from headwater.tasks.code import code_digest, task_identity
+from headwater.tasks.code import task_identity
 from headwater.tasks.task import per_example
 from headwater.training.replay import Move, Replay, State, as_recorded
 from headwater.training.replay.norms import written_out
@@ -281,7 +280,7 @@ class Backwards:
         logs = [self.run.manifest.get(name) for name in ("steps", "order", "events")]
         run = [[self.run.weights_hash(step) for step in self.run.checkpoints], logs, self.run.architecture]
         data = [[s.fingerprint, task_identity(s.task)] for s in self.run.stages]
-        questions = [fingerprint(e) for e in asked.examples], [r.tolist() for r in asked.rows], code_digest(asked.measure, held=True)
+        questions = asked.identity
         plan = [self.plan.chunk, self.plan.lanes, self.request.batch_size]
         return content_hash("unrolled-2", run, data, self.name, *questions, plan)
 
