@@ -52,7 +52,7 @@ def demo(
     the network on random halves to see how far that can be trusted. One to three minutes on two cores, no download.
 
     diffusion: trains a small diffusion model on 663 emoji, generates pictures, traces them by Diffusion-TracIn and Diffusion-ReTrac, and shows
-    what sets the two apart. About ten minutes on two cores, fewer with a GPU, no download.
+    what sets the two apart. Some twenty minutes on two cores, fewer with a GPU, no download.
 
     Next: open the page it names; then try your own training with headwater record.
     """

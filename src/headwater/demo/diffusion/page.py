@@ -27,7 +27,7 @@ WHAT = {
 }
 
 MADE = """The network was asked for {each} pictures of each category, from fixed noise, with {steps} steps of DDIM and a guidance of {guidance}. None was left \
-out. It has {parameters} parameters and saw each of {train} emoji about {epochs} times, in a few minutes of a CPU: expect shapes and colours of emoji, not detail."""
+out. It has {parameters} parameters and saw each of {train} emoji about {epochs} times, on a CPU: expect shapes and colours of emoji, not detail."""
 
 OWED = """At the left a generation; beside it the training images that it is owed to, strongest first: those whose gradients point the way that lowers the \
 generation's own denoising loss. Scores only rank here, so no numbers are shown. "Nearest in pixels" knows no network.
