@@ -580,7 +580,7 @@ class Capture:
         for site in self.sites:
             site.folded = site.weight is not None and site.bias is not None and site.bias in self.blocks[site.weight].parameters
 
-    def prove(self, function: Function, probe: Batch) -> None:
+    def prove(self, function: Function, probe: Batch, what: str = "loss") -> None:
         """Compare two examples with plain autograd; what a rule cannot reproduce goes to the fallback, what the fallback cannot is
         an error."""
         refuse_training_mode(self.model)
@@ -588,7 +588,7 @@ class Capture:
         probe = probe.rows(slice(0, 1)) if isinstance(probe, Drawn) else probe  # one event each: what the model sees is proved
         pair = take(probe, torch.arange(2) % size(probe))
         self._layout_of(function, function, pair)
-        values = self._refuse_unsteady(function, pair)
+        values = self._refuse_unsteady(function, pair, what)
         truth = self._truth(function, pair)
         self._refuse_coupling(function, pair, values)
         for order in (pair, take(pair, torch.tensor([1, 0]))):  # a batch that the model sorts is in order in one of them at most
@@ -611,17 +611,18 @@ class Capture:
                 "the model or the loss is not deterministic (dropout inside the function, random augmentation), or mixes examples; mend that, or report this model",
             )
 
-    def _refuse_unsteady(self, function: Function, pair: Batch) -> Tensor:
+    def _refuse_unsteady(self, function: Function, pair: Batch, what: str) -> Tensor:
         """The function's values, which must be finite and the same when asked for again."""
         with torch.no_grad():
             values, again = (columns(function)(self.model, pair) for _ in range(2))
         if not torch.isfinite(values).all():
-            raise NotFinite(f"a loss of {values.flatten().tolist()} on the first examples", "finite losses", "look for a diverged checkpoint or an overflow in the loss")
+            mend = f"look for a diverged checkpoint, or log(0), a division by zero or an overflow in the {what}"
+            raise NotFinite(f"a {what} of {values.flatten().tolist()} on the first examples", "finite numbers", mend)
         if _relative(again, values) > self.tolerance:
             raise GradientError(
-                f"losses {values.flatten().tolist()} for two examples, and {again.flatten().tolist()} for the same two at the next call",
-                "a model and a loss that give the same at every call",
-                "call model.eval(); look for dropout or other randomness that is still on (inside the loss, or a module left in training mode)",
+                f"a {what} of {values.flatten().tolist()} for two examples, and {again.flatten().tolist()} for the same two at the next call",
+                f"a model and a {what} that give the same at every call",
+                f"call model.eval(); look for dropout or other randomness that is still on (inside the {what}, or a module left in training mode)",
             )
         return values
 

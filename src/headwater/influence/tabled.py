@@ -37,7 +37,7 @@ def by_tables(request: Request, tables: list[Table]) -> list[TrainingScores]:
     prove_estimates([row.curvature.estimate for table in tables for row in table.rows if row.curvature is not None], run, engine.model)
     if not isinstance(getattr(asked.measure, "__self__", None), Task):  # the user's own may reach weights outside their modules
         for examples in asked.examples:
-            engine.capture.prove(asked.measure, to(examples.batch(range(min(2, len(examples)))), run.device))
+            engine.capture.prove(asked.measure, to(examples.batch(range(min(2, len(examples)))), run.device), "measure")
     work, slots = passes(tables, engine), Slots(tables)
     plan = plan_of(engine, tables, asked, request.memory, slots.count)
     # the place in the job depends on chunks and batches: they are part of its name
